@@ -1,11 +1,11 @@
 """Cheap rendering: an XML processor for robosuite that keeps the look of a scene and drops its triangles.
 
 A software renderer is bound by triangles, not by pixels, and a Panda brings 168k of them that only the camera
-sees. `cheapen` replaces those meshes by decimated ones and switches off what a 64-pixel frame does not show:
+sees. `decimate` replaces those meshes by decimated ones and switches off what a 64-pixel frame does not show:
 shadows, reflections and multisampling. Physics is untouched: only meshes are replaced whose every geom neither
 collides nor has mass (robosuite's visual group), and masses come from group 0 alone.
 
-    env.set_xml_processor(meshes.cheapen)   # before the first hard reset
+    env.set_xml_processor(meshes.decimate)   # before the first hard reset
 
 Decimated meshes are made once a machine, by a fixed rule from the source file's bytes, and kept under
 `$NEXTSTATE_CACHE` (or `$XDG_CACHE_HOME/nextstate`, or `~/.cache/nextstate`) in `meshes/`.
@@ -35,17 +35,19 @@ STL_FACE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("flags",
 STL_HEADER = 80
 
 
-def cheapen(xml: str) -> str:
-    """A full MuJoCo model as XML -> the same model, cheap to render.
+def decimate(xml: str) -> str:
+    """A full MuJoCo model as XML -> the same model, cheap to render: fewer triangles and plain light.
 
     Raises OSError if the cache folder cannot be written, ValueError for a mesh file that cannot be read.
     """
-    return plain_light(decimate(xml))
-
-
-def decimate(xml: str) -> str:
-    """Point every mesh that is only seen at a decimated copy of its file."""
     root = ElementTree.fromstring(xml)
+    replace_meshes(root)
+    plain_light(root)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def replace_meshes(root: ElementTree.Element) -> None:
+    """Point every mesh that is only seen at a decimated copy of its file."""
     geoms_of = defaultdict(list)
     for geom in root.iter("geom"):
         if "mesh" in geom.attrib:
@@ -55,12 +57,10 @@ def decimate(xml: str) -> str:
         if mesh.get("file") and geoms and all(map(only_seen, geoms)):
             mesh.set("file", str(decimated(mesh.get("file"))))
             mesh.set("inertia", "shell")  # a decimated sheet may enclose no volume, which MuJoCo refuses
-    return ElementTree.tostring(root, encoding="unicode")
 
 
-def plain_light(xml: str) -> str:
+def plain_light(root: ElementTree.Element) -> None:
     """No shadows, no reflections, no multisampling."""
-    root = ElementTree.fromstring(xml)
     visual = root.find("visual")
     if visual is None:
         visual = ElementTree.SubElement(root, "visual")
@@ -73,7 +73,6 @@ def plain_light(xml: str) -> str:
         light.set("castshadow", "false")
     for material in root.iterfind("asset/material"):
         material.set("reflectance", "0")
-    return ElementTree.tostring(root, encoding="unicode")
 
 
 def only_seen(geom: ElementTree.Element) -> bool:
