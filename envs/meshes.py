@@ -1,11 +1,11 @@
 """Cheap rendering: an XML processor for robosuite that keeps the look of a scene and drops its triangles.
 
 A software renderer is bound by triangles, not by pixels, and a Panda brings 168k of them that only the camera
-sees. `decimate` replaces those meshes by decimated ones and switches off what a 64-pixel frame does not show:
+sees. `cheapen` replaces those meshes by decimated ones and switches off what a 64-pixel frame does not show:
 shadows, reflections and multisampling. Physics is untouched: only meshes are replaced whose every geom neither
 collides nor has mass (robosuite's visual group), and masses come from group 0 alone.
 
-    env.set_xml_processor(meshes.decimate)   # before the first hard reset
+    env.set_xml_processor(meshes.cheapen)   # before the first hard reset
 
 Decimated meshes are made once a machine, by a fixed rule from the source file's bytes, and kept under
 `$NEXTSTATE_CACHE` (or `$XDG_CACHE_HOME/nextstate`, or `~/.cache/nextstate`) in `meshes/`.
@@ -35,7 +35,7 @@ STL_FACE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("flags",
 STL_HEADER = 80
 
 
-def decimate(xml: str) -> str:
+def cheapen(xml: str) -> str:
     """A full MuJoCo model as XML -> the same model, cheap to render: fewer triangles and plain light.
 
     Raises OSError if the cache folder cannot be written, ValueError for a mesh file that cannot be read.

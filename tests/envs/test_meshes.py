@@ -57,7 +57,7 @@ def test_a_decimated_mesh_keeps_its_shape(ball_file):
 def test_only_what_is_merely_seen_is_replaced(ball_file):
     """Replacing a mesh that collides (even one-sidedly) would change the physics with the look."""
     xml = MODEL.format(file=ball_file, copy=ball_file.with_name("copy.obj"))
-    before, after = (mujoco.MjModel.from_xml_string(text) for text in (xml, meshes.decimate(xml)))
+    before, after = (mujoco.MjModel.from_xml_string(text) for text in (xml, meshes.cheapen(xml)))
     faces = {name: (before.mesh(name).facenum[0], after.mesh(name).facenum[0]) for name in ("seen", "felt", "both")}
     assert faces["seen"][1] < faces["seen"][0] / 4
     assert faces["felt"][0] == faces["felt"][1] and faces["both"][0] == faces["both"][1]
@@ -68,7 +68,7 @@ def test_only_what_is_merely_seen_is_replaced(ball_file):
 def test_light_is_plain(ball_file):
     """A shadow map, a mirror or multisampling left on costs more than all triangles together."""
     model = mujoco.MjModel.from_xml_string(
-        meshes.decimate(MODEL.format(file=ball_file, copy=ball_file.with_name("copy.obj")))
+        meshes.cheapen(MODEL.format(file=ball_file, copy=ball_file.with_name("copy.obj")))
     )
     assert model.vis.quality.shadowsize == 0 and model.vis.quality.offsamples == 0
     assert not model.light_castshadow.any() and not model.mat_reflectance.any()
