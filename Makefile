@@ -1,0 +1,50 @@
+# make demo     fold the cloth with the checkpoint that ships       make test    the tests
+# make train    from nothing to such a checkpoint (resumable)       make lint    ruff
+# The first call makes .venv and installs everything pinned in constraints.txt.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --constraint constraints.txt
+
+export MUJOCO_GL ?= egl
+export LP_NUM_THREADS ?= 1
+
+# How much `make train` collects and trains. Fewer episodes are quicker and fold less often.
+FOLD_EPISODES ?= 300
+LIFT_EPISODES ?= 150
+EVAL_EPISODES ?= 50
+RUN ?= outputs/train
+
+.PHONY: help demo test train lint preflight
+.DEFAULT_GOAL := help
+
+help: ## what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+demo: $(INSTALLED) ## fold the cloth in MuJoCo with the checkpoint that ships; writes outputs/demo/
+	$(BIN)/python -m agent.demo
+
+test: $(INSTALLED) ## run the tests
+	@$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## check the style
+	$(BIN)/ruff check .
+
+train: $(INSTALLED) ## collect, train and evaluate from nothing; run it again to resume
+	$(BIN)/python -m agent.collect env=fold_half policy=scripted split=train seed=0 episodes=$(FOLD_EPISODES) out=$(RUN)/data/fold_half
+	$(BIN)/python -m agent.collect env=lift policy=scripted split=train seed=0 episodes=$(LIFT_EPISODES) out=$(RUN)/data/lift
+	$(BIN)/python -m world_model.train_tokenizer data=[$(RUN)/data/fold_half,$(RUN)/data/lift] out=$(RUN)/tokenizers
+	$(BIN)/python -m world_model.train data=[$(RUN)/data/fold_half,$(RUN)/data/lift] tokenizers=$(RUN)/tokenizers out=$(RUN)/model
+	$(BIN)/python -m agent.evaluate env=fold_half policy=planner checkpoint=$(RUN)/model split=seen seed=1000000 episodes=$(EVAL_EPISODES) out=$(RUN)/evaluate/fold_half
+	$(BIN)/python -m agent.evaluate env=lift policy=planner checkpoint=$(RUN)/model split=seen seed=1000000 episodes=$(EVAL_EPISODES) out=$(RUN)/evaluate/lift
+
+preflight: ## is the system ready? (every other target asks this first)
+	@command -v $(PYTHON) >/dev/null || { echo "missing: Python. Install with: sudo apt-get install -y python3 python3-venv libegl1 libgl1-mesa-dri" >&2; exit 1; }
+	@$(PYTHON) envs/preflight.py $(if $(wildcard $(INSTALLED)),,--installing)
+
+$(INSTALLED): pyproject.toml constraints.txt | preflight
+	$(PYTHON) -m venv .venv
+	$(PIP) --editable ".[dev]"
+	$(PIP) --no-deps robosuite
+	@touch $@
