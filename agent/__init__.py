@@ -1,0 +1,1 @@
+"""The mind, and every verb that crosses rooms."""

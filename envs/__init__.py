@@ -1,0 +1,9 @@
+"""What the world is: tasks, observations, success measures, episodes and how they are kept on disk.
+
+Importing the room registers its gymnasium ids; MuJoCo is loaded only when an environment is made.
+"""
+
+import gymnasium
+
+gymnasium.register("nextstate/FoldHalf-v0", "envs.cloth:FoldHalf")
+gymnasium.register("nextstate/Lift-v0", "envs.rigid:Lift")

@@ -1,0 +1,53 @@
+"""Success measures, as pure functions of positions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+MAX_CORNER_DISTANCE = 0.050  # metres, both corner pairs (aloha_sim's TowelFoldInHalf)
+MAX_PAIR_DISTANCE = 0.025  # metres, the mean over all vertex pairs: refuses a bunched cloth
+
+
+def pair_distances(vertices: np.ndarray) -> np.ndarray:
+    """Distances of the vertices that a half fold brings together.
+
+    vertices: (n, n, 3) metres, first axis from near to far. Returns (n // 2, n); the middle row has no partner.
+    """
+    half = len(vertices) // 2
+    return np.linalg.norm(vertices[:half] - vertices[::-1][:half], axis=-1)
+
+
+def half_folded(vertices: np.ndarray) -> bool:
+    """Whether the cloth lies folded: both corner pairs close, and the whole of it without a bunch."""
+    distances = pair_distances(vertices)
+    corners = max(distances[0, 0], distances[0, -1])
+    return bool(corners < MAX_CORNER_DISTANCE and distances.mean() < MAX_PAIR_DISTANCE)
+
+
+def softgym_fold(vertices: np.ndarray, start: np.ndarray) -> float:
+    """SoftGym's normalised fold performance (Lin et al. 2020): 0 as it lay, 1 for a perfect fold that drifted nowhere.
+
+    vertices and start: (n, n, 3) metres; the near half is to land on the far half, which should stay where it was.
+    """
+
+    def performance(now: np.ndarray) -> float:
+        half = len(now) // 2
+        drift = np.linalg.norm(now[::-1][:half] - start[::-1][:half], axis=-1)
+        return -pair_distances(now).mean() - 1.2 * drift.mean()
+
+    return float(1.0 - performance(vertices) / performance(start))
+
+
+def fold_stage(corner_distances: np.ndarray, held: int, done_below: float = 0.055) -> int:
+    """What to do next in a half fold: 0 grasp left, 1 lay left, 2 grasp right, 3 lay right, 4 move away.
+
+    corner_distances: (2,) metres, left and right; held: as in `Scene`, near left 0 and near right 1.
+    """
+    if held in (0, 1):
+        return 1 + 2 * held
+    if held >= 0:
+        return 4
+    for side in (0, 1):
+        if corner_distances[side] > done_below:
+            return 2 * side
+    return 4

@@ -1,0 +1,164 @@
+"""Experts that read the simulator's truth, and how they are disturbed to make data worth learning from.
+
+An expert is a function of what is there now, never of hidden time: a learner that sees the same state can then
+learn the same action, and any state has a label, also one that somebody else led into.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from envs.types import ACTION_DIM, Obs
+from policies.base import Policy
+
+METRES_PER_ACTION = 0.05  # OSC_POSE: an action of 1 puts the target 5 cm ahead
+OPEN, CLOSE = -1.0, 1.0
+TABLE_HEIGHT = 0.8
+
+
+def _move(here: np.ndarray, there: np.ndarray, grip: float, gain: float = 1.0, limit: float = 1.0) -> np.ndarray:
+    """One action (A,) towards a position: proportional, limited in length so that the path is straight."""
+    step = gain * (there - here) / METRES_PER_ACTION
+    length = np.linalg.norm(step)
+    if length > limit:
+        step *= limit / length
+    action = np.zeros(ACTION_DIM, dtype=np.float32)
+    action[:3], action[-1] = step, grip
+    return action
+
+
+@dataclass(frozen=True)
+class FoldExpert:
+    """Two corner moves, one after the other: near left onto far left, near right onto far right."""
+
+    execute: int = 1
+    hover: float = 0.06  # metres above the corner
+    carry: float = 0.10  # metres, height of the arc
+    carry_speed: float = 0.6  # of the largest action; faster, and the cloth swings
+
+    def init(self, instruction: str, seed: int = 0) -> None:
+        """An expert keeps no state."""
+
+    def act(self, obs: Obs, state: None) -> tuple[np.ndarray, None]:
+        """One clean action, (1, A)."""
+        return self._action(obs)[None], None
+
+    def _action(self, obs: Obs) -> np.ndarray:
+        scene = obs.scene
+        here, corners = scene.gripper.astype(np.float64), scene.keypoints.astype(np.float64)
+        if scene.held >= 0 and scene.stage in (1, 3):
+            return self._lay(here, corners[2 + scene.held], scene.opening)
+        if scene.held >= 0 or scene.stage == 4:
+            return self._move_away(here, scene.opening)
+        return self._grasp(here, corners[scene.stage // 2], scene.opening)
+
+    def _grasp(self, here: np.ndarray, corner: np.ndarray, opening: float) -> np.ndarray:
+        aside = np.linalg.norm(corner[:2] - here[:2])
+        if opening < 0.07 and aside > 0.015:  # a release must be over before the gripper leaves
+            return _move(here, here + [0, 0, 0.01], OPEN)
+        if aside > 0.03 and here[2] < TABLE_HEIGHT + self.hover - 0.02:
+            return _move(here, np.array([*here[:2], TABLE_HEIGHT + self.hover]), OPEN)
+        if aside > 0.008 and here[2] > corner[2] + 0.03:
+            return _move(here, corner + [0, 0, self.hover], OPEN)
+        close = aside < 0.012 and here[2] < corner[2] + 0.012
+        return _move(here, corner + [0, 0, 0.004], CLOSE if close else OPEN, limit=0.5)
+
+    def _lay(self, here: np.ndarray, goal: np.ndarray, opening: float) -> np.ndarray:
+        if opening > 0.02:  # wait for the jaws to close
+            return _move(here, here, CLOSE)
+        away = np.linalg.norm(goal[:2] - here[:2])
+        if away < 0.012 and here[2] < goal[2] + 0.02:
+            return _move(here, here, OPEN)
+        height = goal[2] + 0.010 + min(self.carry, 1.0 * max(away - 0.01, 0.0))
+        # lift before travelling: the horizontal step waits for the height
+        behind = np.clip((height - here[2]) / 0.04, 0.0, 1.0)
+        target = np.array([*(here[:2] + (goal[:2] - here[:2]) * (1 - 0.8 * behind)), height])
+        return _move(here, target, CLOSE, limit=self.carry_speed)
+
+    def _move_away(self, here: np.ndarray, opening: float) -> np.ndarray:
+        up = 0.0 if opening < 0.065 else max(TABLE_HEIGHT + 0.14 - here[2], 0.0)
+        return _move(here, here + [0, 0, up], OPEN, limit=0.6)
+
+
+@dataclass(frozen=True)
+class _Disturbance:
+    """What disturbs one episode, drawn at its start, and what is under way."""
+
+    rng: np.random.Generator
+    scale: float
+    hopeless: bool  # an episode that is meant to fail: failures teach the value
+    noise: np.ndarray  # (3,) AR(1)
+    takeover: np.ndarray | None = None  # (A,) held while a takeover lasts
+    takeover_left: int = 0
+    drop_left: int = 0
+
+
+@dataclass(frozen=True)
+class Perturbed:
+    """An expert whose hand is disturbed: correlated noise, takeovers, drops, and episodes that fail.
+
+    Recoveries come by themselves, because the expert goes on from wherever it was led. Record its clean action
+    beside the executed one (`rollout(..., expert=...)`): the clean one is the label, the executed one the cause.
+    """
+
+    expert: Policy
+    noise: tuple[float, float] = (0.08, 0.35)  # range of the standard deviation, drawn once an episode
+    correlation: float = 0.7
+    takeover: float = 0.004  # chance a step of a random motion of 6 to 16 steps
+    drop: float = 0.0025  # chance a step of letting go
+    failures: float = 0.10  # share of episodes with four times the disturbances
+    execute: int = 1
+
+    def init(self, instruction: str, seed: int = 0) -> _Disturbance:
+        """Draw how strongly this episode is disturbed."""
+        rng = np.random.default_rng([seed, 7])
+        hopeless = bool(rng.random() < self.failures)
+        scale = rng.uniform(*self.noise) * (2.0 if hopeless else 1.0)
+        return _Disturbance(rng, scale, hopeless, np.zeros(3))
+
+    def act(self, obs: Obs, state: _Disturbance) -> tuple[np.ndarray, _Disturbance]:
+        """The executed action, (1, A)."""
+        rng, often = state.rng, 4.0 if state.hopeless else 1.0
+        clean, _ = self.expert.act(obs, None)
+        action = clean[0].copy()
+        spread = state.scale * np.sqrt(1 - self.correlation**2)
+        noise = self.correlation * state.noise + rng.normal(0, spread, 3)
+        action[:3] += noise * [1, 1, 0.6]  # less in height: the table is near
+        takeover, left, drop = state.takeover, state.takeover_left, state.drop_left
+        if left == 0 and rng.random() < often * self.takeover:
+            takeover, left = action.copy(), int(rng.integers(6, 17))
+            takeover[:3] = rng.uniform(-0.8, 0.8, 3)
+        if drop == 0 and rng.random() < often * self.drop:
+            drop = int(rng.integers(3, 9))
+        if left:
+            action = takeover.copy()
+            if obs.state[2] < TABLE_HEIGHT + 0.03:
+                action[2] = abs(action[2])
+        if drop:
+            action[-1] = OPEN
+        action = np.clip(action, -1, 1).astype(np.float32)
+        after = {"noise": noise, "takeover": takeover, "takeover_left": max(left - 1, 0), "drop_left": max(drop - 1, 0)}
+        return action[None], replace(state, **after)
+
+
+@dataclass(frozen=True)
+class RandomPolicy:
+    """Smooth random motion: an AR(1) walk of the action, the gripper switching now and then."""
+
+    execute: int = 1
+
+    def init(self, instruction: str, seed: int = 0) -> tuple[np.random.Generator, np.ndarray]:
+        """A generator and the last action."""
+        rng = np.random.default_rng([seed, 11])
+        return rng, np.zeros(ACTION_DIM)
+
+    def act(self, obs: Obs, state: tuple[np.random.Generator, np.ndarray]) -> tuple[np.ndarray, tuple]:
+        """One action, (1, A)."""
+        rng, last = state
+        action = 0.8 * last
+        action[:3] += rng.normal(0, 0.4, 3)
+        switch = rng.random() < 0.05 or last[-1] == 0
+        action[-1] = rng.choice([OPEN, CLOSE]) if switch else last[-1]
+        return np.clip(action, -1, 1).astype(np.float32)[None], (rng, action)

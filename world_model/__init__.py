@@ -1,0 +1,1 @@
+"""What we believe: tokens, transformer, imagination, checkpoints and their training."""
