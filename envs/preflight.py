@@ -16,10 +16,10 @@ MAX_DEVICES = 16
 
 
 def require() -> None:
-    """Raise RuntimeError with the one line where something of the system is missing."""
+    """Raise OSError with the one line where something of the system is missing."""
     line = problem(installing=False)
     if line:
-        raise RuntimeError(line)
+        raise OSError(line)
 
 
 def problem(installing: bool) -> str:

@@ -25,7 +25,7 @@ def test_missing_gl_library(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", missing)
     line = preflight.problem(installing=False)
     assert "libEGL.so.1" in line and "sudo apt-get install -y libegl1 libgl1-mesa-dri" in line and "\n" not in line
-    with pytest.raises(RuntimeError, match="apt-get install"):
+    with pytest.raises(OSError, match="apt-get install"):
         preflight.require()
 
 

@@ -1,0 +1,123 @@
+"""Environments and policies from settings: the one place where a name becomes an object."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gymnasium as gym
+
+import envs  # noqa: F401  registers the gymnasium ids
+from policies.base import Policy
+from policies.scripted import FoldExpert, LiftExpert, Perturbed, RandomPolicy
+
+T = TypeVar("T")
+POLICIES = ("random", "scripted", "perturbed", "model", "planner", "oracle")
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Which environment. options: of its constructor, beside the split."""
+
+    name: str
+    id: str
+    split: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Which policy; what a policy does not use is ignored.
+
+    checkpoint: folder (model, planner).      execute: control steps before the next decision (model, planner, oracle).
+    device: auto, cpu or cuda.                decode: parallel or causal, how futures are imagined (planner).
+    planner, objective: fields of agent.planner.PlannerConfig and agent.objective.Objective that differ.
+    perturb: fields of policies.scripted.Perturbed that differ.
+    """
+
+    name: str
+    checkpoint: str = ""
+    execute: int = 2
+    device: str = "auto"
+    decode: str = "parallel"
+    planner: Mapping[str, Any] = field(default_factory=dict)
+    objective: Mapping[str, Any] = field(default_factory=dict)
+    perturb: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name not in POLICIES:
+            raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {self.name!r}")
+
+    @property
+    def learned(self) -> bool:
+        """Whether it acts from a checkpoint."""
+        return self.name in ("model", "planner")
+
+
+def make_env(config: EnvConfig) -> gym.Env:
+    """The environment. ValueError for an unknown id, split or option. Close it after use."""
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    # robosuite warns of optional robots at every start, in the middle of the progress bars
+    logging.getLogger("robosuite_logs").addFilter(_only_errors)
+    try:
+        # the checker of gymnasium costs time in every step; the tests run it once instead
+        return gym.make(config.id, disable_env_checker=True, split=config.split, **config.options)
+    except (gym.error.Error, TypeError) as error:
+        raise ValueError(f"cannot make environment {config.id}: {error}") from error
+
+
+def _only_errors(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
+def make_expert(config: EnvConfig) -> Policy:
+    """The scripted expert of an environment. ValueError where nobody wrote one."""
+    match config.id:
+        case "nextstate/FoldHalf-v0":
+            return FoldExpert()
+        case "nextstate/Lift-v0":
+            return LiftExpert()
+    raise ValueError(f"there is no scripted expert for {config.id}")
+
+
+def make_policy(config: PolicyConfig, env_config: EnvConfig, env: gym.Env) -> Policy:
+    """The policy, ready to act in `env`. CheckpointError or ValueError where its settings or files are wrong."""
+    match config.name:
+        case "random":
+            return RandomPolicy()
+        case "scripted":
+            return make_expert(env_config)
+        case "perturbed":
+            settings = {"noise": (0.08, 0.35), **config.perturb}
+            return build(Perturbed, {**settings, "expert": make_expert(env_config)})
+    # the rest needs torch, which collecting from an expert does without
+    from agent.agent import ModelPolicy, PlanningPolicy
+    from agent.objective import Objective
+    from agent.oracle import ORACLE_BUDGET, OraclePolicy
+    from agent.planner import Planner, PlannerConfig
+
+    objective = build(Objective, config.objective)
+    match config.name:
+        case "model":
+            return ModelPolicy.load(Path(config.checkpoint), config.execute, config.device)
+        case "planner":
+            planner = Planner(build(PlannerConfig, config.planner), objective)
+            return PlanningPolicy.load(Path(config.checkpoint), config.execute, config.device, planner)
+        case "oracle":
+            budget = {f.name: getattr(ORACLE_BUDGET, f.name) for f in fields(ORACLE_BUDGET)}
+            planner = Planner(build(PlannerConfig, {**budget, **config.planner}), objective)
+            return OraclePolicy.of(env, make_expert(env_config), config.execute, planner)
+    raise ValueError(f"no policy is called {config.name!r}")
+
+
+def build(kind: type[T], settings: Mapping[str, Any]) -> T:
+    """A frozen dataclass from settings; lists become tuples. ValueError names a setting that it does not have."""
+    known = {f.name for f in fields(kind)}
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"{kind.__name__} has no setting `{name}`; it has {', '.join(sorted(known))}")
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()})

@@ -1,0 +1,83 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from agent.actors import PolicyConfig
+from agent.collect import CollectConfig, collect, summary
+from envs.store import EpisodeStore
+
+DISTURBED = PolicyConfig("perturbed", perturb={"noise": [0.1, 0.3], "failures": 0.0})
+
+
+@pytest.fixture
+def config(reach, tmp_path) -> CollectConfig:
+    return CollectConfig(reach, DISTURBED, seed=5, episodes=3, out=str(tmp_path / "data"), workers=0)
+
+
+def files(config: CollectConfig) -> dict[str, bytes]:
+    return {name: EpisodeStore(config.out).path(name).read_bytes() for name in EpisodeStore(config.out).names()}
+
+
+def test_same_command_same_data(config, tmp_path):
+    """Anything that leaks into an episode beside its seed: a clock, the episodes before it, who collected it."""
+    collect(config)
+    backwards = replace(config, out=str(tmp_path / "again"))
+    for seed in (7, 6, 5):
+        collect(replace(backwards, seed=seed, episodes=1))
+    assert files(config) == files(backwards) and len(files(config)) == 3
+
+
+def test_resume_keeps_what_is_there(config):
+    """A second run that collects everything again, or that trusts a damaged file."""
+    collect(config)
+    before = files(config)
+    kept, lost, broken = (EpisodeStore(config.out).path(name) for name in before)
+    when = kept.stat().st_mtime_ns
+    lost.unlink()
+    broken.write_bytes(broken.read_bytes()[:-10])
+    (kept.parent / ".reach-train-0000009.77.tmp").write_bytes(b"left by a kill")
+    recorded = collect(config)
+    assert files(config) == before and kept.stat().st_mtime_ns == when
+    assert [r.seed for r in recorded] == [5, 6, 7]
+    assert not list(kept.parent.glob(".*.tmp"))
+
+
+def test_clean_label_beside_the_disturbed_action(config):
+    """The label must be what the expert would do, the action what was really done."""
+    collect(config)
+    episode = EpisodeStore(config.out).read("reach-train-0000005")
+    np.testing.assert_array_equal(episode.expert[:, 0], np.ones(len(episode), np.float32))
+    assert np.abs(episode.action - episode.expert).max() > 0.01
+    assert set(episode.versions) == {"mujoco", "robosuite", "numpy", "gymnasium"}
+
+
+def test_folder_of_other_settings(config):
+    """Two recipes mixed in one folder: nobody could say any more what the data is."""
+    collect(config)
+    with pytest.raises(ValueError, match=r"collect\.json.*other settings"):
+        collect(replace(config, policy=PolicyConfig("random")))
+
+
+def test_wrong_settings_do_not_claim_the_folder(config):
+    """After a typo, the corrected command must work in the same folder."""
+    with pytest.raises(ValueError, match="split must be one of"):
+        collect(replace(config, env=replace(config.env, split="tarin")))
+    assert len(collect(config)) == 3
+
+
+def test_summary(config):
+    """Figures of the closing line that do not fit the files."""
+    line = summary(config, collect(config))
+    assert "3 episodes of reach" in line and "seeds 5 to 7" in line
+
+
+def test_bad_settings(config):
+    """Zero episodes and negative seeds fail deep inside the simulator otherwise."""
+    for wrong in ({"episodes": 0}, {"seed": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            replace(config, **wrong)
+    with pytest.raises(ValueError, match="policy must be one of"):
+        PolicyConfig("rnadom")
+    with pytest.raises(ValueError, match="Perturbed has no setting `nois`"):
+        collect(replace(config, policy=PolicyConfig("perturbed", perturb={"nois": 1})))
