@@ -29,8 +29,8 @@ class Imagines(Protocol):
     def propose(self, cache: Any, n: int, temperature: float, generator: torch.Generator | None) -> Tensor:
         """-> (n, M, A) chunks in [-1, 1]; the first is the likeliest."""
 
-    def imagine(self, cache: Any, actions: Tensor) -> Imagination:
-        """actions (N, H, M, A) -> what each leads to."""
+    def imagine(self, cache: Any, actions: Tensor, decode: str) -> Imagination:
+        """actions (N, H, M, A) -> what each leads to. decode: "parallel", or "causal" for the slow reference."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class PlannerConfig:
     margin: by how much a future must beat the model's first proposal to replace it, in units of score.
     spread: no further iteration when the scores differ by less than this; 0 always searches.
     deadline_s: seconds after which the best plan so far is taken, and counted as late.
+    decode: how a future's ids are read: "parallel", or "causal" (token by token, the reference).
     """
 
     candidates: int = 16
@@ -61,6 +62,7 @@ class PlannerConfig:
     margin: float = 0.02
     spread: float = 0.0
     deadline_s: float = 1.5
+    decode: str = "parallel"
 
     def __post_init__(self) -> None:
         for name in ("candidates", "iterations", "horizon", "elites"):
@@ -68,6 +70,8 @@ class PlannerConfig:
                 raise ValueError(f"planner `{name}` must be at least 1, got {getattr(self, name)}")
         if self.deadline_s <= 0:
             raise ValueError(f"planner `deadline_s` must be positive, got {self.deadline_s}")
+        if self.decode not in ("parallel", "causal"):
+            raise ValueError(f"planner `decode` must be parallel or causal, got {self.decode!r}")
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,7 @@ class Planner:
         actions, scores, imagined = [], [], []
         late = self.clock() - start > cfg.deadline_s
         while not late and len(imagined) < cfg.iterations:
-            future = model.imagine(cache, candidates)
+            future = model.imagine(cache, candidates, cfg.decode)
             score = self.objective(future, chunk).cpu()  # (N,)
             if not torch.isfinite(score).all():
                 raise ValueError("the model imagined a value that is not finite; check the checkpoint")

@@ -25,7 +25,7 @@ class Toy:
         chunks[1:, :, :3] += 0.1 * temperature * torch.randn(n - 1, 1, 3, generator=generator)
         return chunks
 
-    def imagine(self, cache, actions):
+    def imagine(self, cache, actions, decode="parallel"):
         self.caches.append(cache)
         distance = (actions[:, 0] - self.target).square().mean((1, 2)).sqrt()  # (N,)
         value = (-self.scale * distance)[:, None].expand(-1, actions.shape[1])
@@ -171,7 +171,7 @@ def test_values_that_are_not_finite_are_refused():
         planner().plan(Toy(target(), scale=float("nan")), None, seeded())
 
 
-@pytest.mark.parametrize("bad", [{"candidates": 0}, {"iterations": 0}, {"deadline_s": 0.0}])
+@pytest.mark.parametrize("bad", [{"candidates": 0}, {"iterations": 0}, {"deadline_s": 0.0}, {"decode": "magic"}])
 def test_settings_are_checked(bad):
     """Catches a budget that does nothing."""
     with pytest.raises(ValueError, match=next(iter(bad))):

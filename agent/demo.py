@@ -1,0 +1,202 @@
+"""Fold the cloth once, and show it.
+
+    python -m agent.demo [env=lift] [seed=1] [policy=model] [out=outputs/demo]
+
+Writes a film of the real camera beside what the model had imagined for the same moment, a picture of one decision,
+and a report. Exits with 1 where the task was not done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import hydra
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from agent.actors import EnvConfig, PolicyConfig, build, make_env, make_policy
+from agent.agent import ModelPolicy, PlanningPolicy
+from agent.picture import Film, Future, Moment, draw, film, sheet
+from agent.planner import Plan
+from agent.verb import clear_errors, versions
+from envs import preflight
+from envs.types import CONTROL_HZ
+from policies.base import Rollout, Step, rollout
+from world_model.model import WorldModel
+
+CAMERA = 320  # pixels, the real camera in the film
+SHEET_CAMERA = 128  # pixels, in the picture of one decision
+REPORTED_VERSIONS = ("nextstate", "torch", "mujoco", "robosuite", "gymnasium", "numpy")
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """futures: how many candidates plan.png shows."""
+
+    env: EnvConfig
+    policy: PolicyConfig
+    seed: int
+    out: Path
+    futures: int
+
+    def __post_init__(self) -> None:
+        if not self.policy.learned:
+            raise ValueError(f"the demo shows policy=planner or policy=model, not {self.policy.name}")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A plan, and the simulator's state in which it was made."""
+
+    step: int
+    plan: Plan
+    saved: Any
+
+
+@dataclass
+class Recorder:
+    """Watches an episode: draws the film, and keeps the one decision whose futures differed most.
+
+    A future that was imagined at one control step is due one chunk later. It is shown then, beside what came.
+    """
+
+    env: gym.Env
+    policy: ModelPolicy | PlanningPolicy
+    film: Film
+    bar: tqdm
+    due: dict[int, np.ndarray] = field(default_factory=dict)  # control step -> the frame imagined for it
+    shown: np.ndarray | None = None
+    widest: Decision | None = None
+    saved: Any = None  # the simulator's state before the next control step
+
+    def watch(self, step: Step) -> None:
+        """One control step of `rollout`."""
+        plan = getattr(step.state, "plan", None)
+        if step.decided and plan is not None and plan.imagined:
+            self.due[step.index + self.policy.acting.chunk] = next_frame(self.policy.acting.model, plan, plan.chosen)
+            wider = self.widest is None or np.ptp(plan.scores) > np.ptp(self.widest.plan.scores)
+            if wider and self.saved is not None:
+                self.widest = Decision(step.index, plan, self.saved)
+        self.saved = self.env.unwrapped.save_state()
+
+        now, world = step.index + 1, self.env.unwrapped
+        self.shown = self.due.pop(now, self.shown)
+        moment = Moment(
+            world.render_main(CAMERA), self.shown, world.instruction, step.info["subtask"], now, now / CONTROL_HZ,
+            plan.scores if plan else None, plan.chosen if plan else None, step.info["success"],
+        )  # fmt: skip
+        self.film.add(draw(moment))
+        self.bar.set_postfix_str(step.info["subtask"] + (f", value {plan.value:.2f}" if plan else ""))
+        self.bar.update()
+
+
+def next_frame(model: WorldModel, plan: Plan, row: int) -> np.ndarray:
+    """What candidate `row` was imagined to lead to one chunk later, (64, 64, 3) u8."""
+    imagined, index = plan.imagination_of(row)
+    return np.asarray(model.frames(imagined.main_ids[index, 0]))
+
+
+def run(cfg: DemoConfig) -> tuple[dict[str, Any], list[Path]]:
+    """One episode. Returns the report, and what was written."""
+    began = time.perf_counter()
+    movie = cfg.out / f"{cfg.env.name.split('_')[0]}.mp4"  # fold.mp4, lift.mp4
+    picture, paper = cfg.out / "plan.png", cfg.out / "report.json"
+    written = [movie]
+    with closing(make_env(cfg.env)) as env:
+        policy, world = make_policy(cfg.policy, cfg.env, env), env.unwrapped
+        with film(movie, CONTROL_HZ) as open_film, tqdm(total=world.horizon, unit="step", desc=cfg.env.name) as bar:
+            recorder = Recorder(env, policy, open_film, bar)
+            result = rollout(env, policy, cfg.seed, on_step=recorder.watch)
+        if recorder.widest:
+            draw_decision(picture, env, policy.acting.model, recorder.widest, cfg.futures)
+            written.append(picture)
+        report = describe(cfg, result, world.criterion) | {"seconds": round(time.perf_counter() - began, 1)}
+    paper.write_text(json.dumps(report, indent=1) + "\n")
+    return report, [*written, paper]
+
+
+def draw_decision(path: Path, env: gym.Env, model: WorldModel, decision: Decision, count: int) -> None:
+    """Draw what one decision considered: each imagined frame beside the true one, found by doing it.
+
+    env: in the episode of the decision. It is left in the decision's state.
+    """
+    plan, world = decision.plan, env.unwrapped
+    rows = [int(row) for row in np.argsort(-plan.scores, kind="stable")]
+    evenly = [rows[i] for i in np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
+    shown = list(dict.fromkeys([plan.chosen, 0, *evenly]))[:count]
+    world.load_state(decision.saved)
+    now, futures = world.render_main(SHEET_CAMERA), []
+    for row in shown:
+        for action in plan.actions[row, 0]:
+            world.step(action)
+        true = world.render_main(SHEET_CAMERA)
+        frame, score = next_frame(model, plan, row), float(plan.scores[row])
+        futures.append(Future(score, frame, true, chosen=row == plan.chosen, own=row == 0))
+        world.load_state(decision.saved)
+    title = f"“{world.instruction}”, control step {decision.step}: {len(shown)} of {len(rows)} futures, best first"
+    sheet(path, now, futures, title)
+
+
+def describe(cfg: DemoConfig, result: Rollout, criterion: str) -> dict[str, Any]:
+    """The report, of JSON types."""
+    episode, seconds = result.episode, result.decision_seconds
+    manifest = Path(cfg.policy.checkpoint) / "manifest.json"  # it holds the hash of every file
+    return {
+        "env": cfg.env.id, "policy": cfg.policy.name, "instruction": episode.instruction, "split": cfg.env.split,
+        "seed": cfg.seed, "success": bool(episode.success[-1]), "criterion": criterion, "steps": len(episode),
+        "progress": round(float(episode.progress[-1]), 4), "score": result.score,
+        "decisions": len(seconds), "late_decisions": result.late_decisions,
+        "seconds_per_decision": {"median": float(np.median(seconds)), "p95": float(np.quantile(seconds, 0.95))},
+        "checkpoint": {
+            "path": cfg.policy.checkpoint, "sha256": hashlib.sha256(manifest.read_bytes()).hexdigest()
+        },
+        "versions": versions(*REPORTED_VERSIONS),
+    }  # fmt: skip
+
+
+def table(report: dict[str, Any], written: list[Path]) -> str:
+    """The report, for people."""
+    seconds = report["seconds_per_decision"]
+    rows = [
+        ("task", f"{report['instruction']} ({report['env']}, split {report['split']}, seed {report['seed']})"),
+        ("result", f"{'success' if report['success'] else 'FAILED'} after {report['steps']} control steps"),
+        ("success means", report["criterion"]),
+        *((name, f"{value:.3g}") for name, value in report["score"].items()),
+        ("decisions", f"{report['decisions']} by {report['policy']}, {report['late_decisions']} late"),
+        ("a decision", f"{seconds['median']:.2f} s median, {seconds['p95']:.2f} s at the 95th percentile"),
+        ("in all", f"{report['seconds']:.0f} s"),
+        ("checkpoint", f"{report['checkpoint']['path']}, sha256 {report['checkpoint']['sha256'][:12]}"),
+        *(("written", str(path)) for path in written),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def from_hydra(cfg: DictConfig) -> DemoConfig:
+    """The settings of this verb."""
+    raw = OmegaConf.to_container(cfg, resolve=True)
+    policy = build(PolicyConfig, {**raw["policy"], "checkpoint": raw["checkpoint"]})
+    env = build(EnvConfig, {**raw["env"], "split": raw["split"]})
+    return DemoConfig(env, policy, raw["seed"], Path(raw["out"]), raw["futures"])
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="demo")
+def main(cfg: DictConfig) -> None:
+    with clear_errors():
+        preflight.require()
+        report, written = run(from_hydra(cfg))
+        print("\n" + table(report, written))
+    sys.exit(0 if report["success"] else 1)
+
+
+if __name__ == "__main__":
+    main()
