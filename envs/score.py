@@ -38,7 +38,7 @@ def softgym_fold(vertices: np.ndarray, start: np.ndarray) -> float:
     return float(1.0 - performance(vertices) / performance(start))
 
 
-def fold_stage(corner_distances: np.ndarray, held: int, done_below: float = 0.055) -> int:
+def fold_stage(corner_distances: np.ndarray, held: int, done_below: float = 0.038) -> int:
     """What to do next in a half fold: 0 grasp left, 1 lay left, 2 grasp right, 3 lay right, 4 move away.
 
     corner_distances: (2,) metres, left and right; held: as in `Scene`, near left 0 and near right 1.

@@ -36,7 +36,8 @@ class FoldExpert:
     execute: int = 1
     hover: float = 0.06  # metres above the corner
     carry: float = 0.10  # metres, height of the arc
-    carry_speed: float = 0.6  # of the largest action; faster, and the cloth swings
+    overshoot: float = 0.020  # metres beyond the far corner: a released corner springs back
+    carry_speed: float = 0.8  # of the largest action; faster, and the cloth swings
 
     def init(self, instruction: str, seed: int = 0) -> None:
         """An expert keeps no state."""
@@ -49,7 +50,7 @@ class FoldExpert:
         scene = obs.scene
         here, corners = scene.gripper.astype(np.float64), scene.keypoints.astype(np.float64)
         if scene.held >= 0 and scene.stage in (1, 3):
-            return self._lay(here, corners[2 + scene.held], scene.opening)
+            return self._lay(here, corners[2 + scene.held], corners[2] - corners[3], scene.opening)
         if scene.held >= 0 or scene.stage == 4:
             return self._move_away(here, scene.opening)
         return self._grasp(here, corners[scene.stage // 2], scene.opening)
@@ -65,21 +66,56 @@ class FoldExpert:
         close = aside < 0.012 and here[2] < corner[2] + 0.012
         return _move(here, corner + [0, 0, 0.004], CLOSE if close else OPEN, limit=0.5)
 
-    def _lay(self, here: np.ndarray, goal: np.ndarray, opening: float) -> np.ndarray:
+    def _lay(self, here: np.ndarray, corner: np.ndarray, far_edge: np.ndarray, opening: float) -> np.ndarray:
         if opening > 0.02:  # wait for the jaws to close
             return _move(here, here, CLOSE)
+        outward = np.array([far_edge[1], -far_edge[0], 0.0]) / np.linalg.norm(far_edge[:2])
+        goal = corner + self.overshoot * outward
         away = np.linalg.norm(goal[:2] - here[:2])
-        if away < 0.012 and here[2] < goal[2] + 0.02:
+        if away < 0.008 and here[2] < corner[2] + 0.016:
             return _move(here, here, OPEN)
-        height = goal[2] + 0.010 + min(self.carry, 1.0 * max(away - 0.01, 0.0))
+        height = corner[2] + 0.008 + min(self.carry, max(away - 0.01, 0.0))
         # lift before travelling: the horizontal step waits for the height
         behind = np.clip((height - here[2]) / 0.04, 0.0, 1.0)
         target = np.array([*(here[:2] + (goal[:2] - here[:2]) * (1 - 0.8 * behind)), height])
-        return _move(here, target, CLOSE, limit=self.carry_speed)
+        return _move(here, target, CLOSE, gain=1.5, limit=self.carry_speed)
 
     def _move_away(self, here: np.ndarray, opening: float) -> np.ndarray:
         up = 0.0 if opening < 0.065 else max(TABLE_HEIGHT + 0.14 - here[2], 0.0)
         return _move(here, here + [0, 0, up], OPEN, limit=0.6)
+
+
+@dataclass(frozen=True)
+class LiftExpert:
+    """Over the cube, down a funnel around it, close, and up once both pads touch it."""
+
+    execute: int = 1
+    hover: float = 0.06  # metres above the cube's centre
+    speed: float = 0.7  # of the largest action: a camera then sees the approach in some twenty frames
+    gain: float = 2.0  # the arm covers a quarter of the way to its target in a control step
+
+    def init(self, instruction: str, seed: int = 0) -> None:
+        """An expert keeps no state."""
+
+    def act(self, obs: Obs, state: None) -> tuple[np.ndarray, None]:
+        """One clean action, (1, A)."""
+        return self._action(obs)[None], None
+
+    def _action(self, obs: Obs) -> np.ndarray:
+        scene = obs.scene
+        here, cube = scene.gripper.astype(np.float64), scene.keypoints[0].astype(np.float64)
+        if scene.held == 0:
+            return _move(here, here + [0, 0, 0.05], CLOSE, limit=0.5)
+        aside, above = np.linalg.norm(cube[:2] - here[:2]), here[2] - cube[2]
+        if aside < 0.012 and above < 0.012:
+            return _move(here, cube, CLOSE, self.gain, limit=0.5)
+        # the closer over the cube, the lower; but with closed jaws, or low beside it, up first
+        funnel = np.clip((aside - 0.008) / 0.022, 0.0, 1.0)
+        if scene.opening < 0.07 and above > 0.03:
+            funnel = 1.0
+        low = above < 0.5 * self.hover and aside > 0.03
+        target = np.array([*(here if low else cube)[:2], cube[2] + funnel * self.hover])
+        return _move(here, target, OPEN, self.gain, limit=self.speed)
 
 
 @dataclass(frozen=True)
