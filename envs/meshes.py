@@ -1,13 +1,14 @@
-"""Cheap rendering: an XML processor for robosuite that keeps the look of a scene and drops its triangles.
+"""Cheap rendering: an XML processor for robosuite that keeps the look of a scene and drops its weight.
 
 A software renderer is bound by triangles, not by pixels, and a Panda brings 168k of them that only the camera
-sees. `cheapen` replaces those meshes by decimated ones and switches off what a 64-pixel frame does not show:
-shadows, reflections and multisampling. Physics is untouched: only meshes are replaced whose every geom neither
-collides nor has mass (robosuite's visual group), and masses come from group 0 alone.
+sees. `cheapen` replaces those meshes by decimated ones, shrinks textures (uploading them is most of what a new
+renderer costs) and switches off what a 64-pixel frame does not show: shadows, reflections and multisampling.
+Physics is untouched: only meshes are replaced whose every geom neither collides nor has mass (robosuite's visual
+group), and masses come from group 0 alone.
 
     env.set_xml_processor(meshes.cheapen)   # before the first hard reset
 
-Decimated meshes are made once a machine, by a fixed rule from the source file's bytes, and kept under
+The copies are made once a machine, by fixed rules from the source files' bytes, and kept under
 `$NEXTSTATE_CACHE` (or `$XDG_CACHE_HOME/nextstate`, or `~/.cache/nextstate`) in `meshes/`.
 """
 
@@ -22,6 +23,7 @@ from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
+import cv2
 import fast_simplification
 import numpy as np
 
@@ -29,6 +31,8 @@ VISUAL_GROUP = "1"  # robosuite: group 0 collides and weighs, group 1 is only se
 RULE = "weld-1e-6 quadric sqrt-10"  # names how a mesh is reduced; part of the cached file's name
 FACES_PER_ROOT = 10  # a mesh of F faces keeps about 10 * sqrt(F): detail falls slower than size
 MIN_FACES = 64
+TEXTURE_SIZE = 256  # pixels
+PAINTED_SIZE = 32  # pixels, for flat colours and gradients
 WELD = 1e-6  # metres; exporters split vertices at every seam, and a split mesh tears when it is decimated
 
 STL_FACE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("flags", "<u2")])
@@ -36,12 +40,13 @@ STL_HEADER = 80
 
 
 def cheapen(xml: str) -> str:
-    """A full MuJoCo model as XML -> the same model, cheap to render: fewer triangles and plain light.
+    """A full MuJoCo model as XML -> the same model, cheap to render.
 
-    Raises OSError if the cache folder cannot be written, ValueError for a mesh file that cannot be read.
+    Raises OSError if the cache folder cannot be written, ValueError for a mesh or texture that cannot be read.
     """
     root = ElementTree.fromstring(xml)
     replace_meshes(root)
+    shrink_textures(root)
     plain_light(root)
     return ElementTree.tostring(root, encoding="unicode")
 
@@ -57,6 +62,16 @@ def replace_meshes(root: ElementTree.Element) -> None:
         if mesh.get("file") and geoms and all(map(only_seen, geoms)):
             mesh.set("file", str(decimated(mesh.get("file"))))
             mesh.set("inertia", "shell")  # a decimated sheet may enclose no volume, which MuJoCo refuses
+
+
+def shrink_textures(root: ElementTree.Element) -> None:
+    """Textures of at most `TEXTURE_SIZE` pixels; those that MuJoCo paints itself have no detail to keep."""
+    for texture in root.iterfind("asset/texture"):
+        if texture.get("file"):
+            texture.set("file", str(shrunk(texture.get("file"))))
+        elif texture.get("builtin") in ("flat", "gradient"):
+            for side in ("width", "height"):
+                texture.set(side, str(min(int(texture.get(side, "0")) or PAINTED_SIZE, PAINTED_SIZE)))
 
 
 def plain_light(root: ElementTree.Element) -> None:
@@ -81,38 +96,51 @@ def only_seen(geom: ElementTree.Element) -> bool:
 
 
 def cache_folder() -> Path:
-    """Where decimated meshes are kept on this machine."""
+    """Where the copies are kept on this machine."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("NEXTSTATE_CACHE") or Path(home) / "nextstate") / "meshes"
 
 
 def decimated(file: str) -> Path:
     """The decimated copy of a mesh file (.obj or .stl), made if it is not there yet."""
-    return made(Path(file), cache_folder())
+    return made(Path(file), cache_folder(), f"{RULE} fast_simplification {fast_simplification.__version__}", ".stl")
+
+
+def shrunk(file: str) -> Path:
+    """The small copy of a texture file, made if it is not there yet."""
+    return made(Path(file), cache_folder(), f"area {TEXTURE_SIZE}", ".png")
 
 
 @cache
-def made(source: Path, folder: Path) -> Path:
-    """Decimate `source` into `folder` once a process; the result appears whole or not at all."""
+def made(source: Path, folder: Path, recipe: str, suffix: str) -> Path:
+    """Reduce `source` into `folder` once a process; the result appears whole or not at all."""
     content = source.read_bytes()
-    recipe = f"{RULE} fast_simplification {fast_simplification.__version__}"
     name = hashlib.sha256(recipe.encode() + content).hexdigest()[:24]
-    target = folder / f"{source.stem}-{name}.stl"
+    target = folder / f"{source.stem}-{name}{suffix}"
     if target.exists():
         return target
-    vertices, faces = simplify(*read_mesh(source))
+    reduced = stl_bytes(*simplify(*read_mesh(source))) if suffix == ".stl" else small_png(source)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # A name of its own for each process: parallel workers may make the same mesh, and the last rename wins.
+        # A name of its own for each process: parallel workers may make the same file, and the last rename wins.
         with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
-            part.write(stl_bytes(vertices, faces))
+            part.write(reduced)
             part.flush()
             os.fsync(part.fileno())
         os.replace(part.name, target)
     except OSError as error:
         advice = "Free some space, or set NEXTSTATE_CACHE to a writable folder."
-        raise OSError(f"cannot write the mesh {target}: {error}. {advice}") from error
+        raise OSError(f"cannot write {target}: {error}. {advice}") from error
     return target
+
+
+def small_png(source: Path) -> bytes:
+    """An image file, averaged down to at most `TEXTURE_SIZE` pixels a side, as PNG."""
+    image = cv2.imread(str(source), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f"{source} is not a whole image. Install it again.")
+    height, width = (min(side, TEXTURE_SIZE) for side in image.shape[:2])
+    return cv2.imencode(".png", cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))[1].tobytes()
 
 
 def simplify(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

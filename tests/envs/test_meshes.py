@@ -1,3 +1,4 @@
+import cv2
 import mujoco
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ MODEL = """
 <mujoco>
   <asset>
     <mesh name="seen" file="{file}"/> <mesh name="felt" file="{copy}"/> <mesh name="both" file="{copy}"/>
-    <material name="mirror" reflectance="0.8"/>
+    <texture name="wood" type="2d" file="{image}"/> <texture type="skybox" builtin="flat" width="512" height="512"/>
+    <material name="mirror" reflectance="0.8" texture="wood"/>
   </asset>
   <worldbody>
     <light pos="0 0 2" castshadow="true"/>
@@ -40,7 +42,14 @@ def ball_file(tmp_path, monkeypatch):
     file = tmp_path / "ball.obj"
     file.write_text("mtllib none.mtl\n" + "\n".join(lines) + "\n")
     (tmp_path / "copy.obj").write_bytes(file.read_bytes())
+    wood = np.zeros((700, 300, 3), np.uint8)
+    wood[350:] = (40, 80, 160)
+    cv2.imwrite(str(tmp_path / "wood.png"), wood)
     return file
+
+
+def model_xml(ball_file) -> str:
+    return MODEL.format(file=ball_file, copy=ball_file.with_name("copy.obj"), image=ball_file.with_name("wood.png"))
 
 
 def test_a_decimated_mesh_keeps_its_shape(ball_file):
@@ -56,7 +65,7 @@ def test_a_decimated_mesh_keeps_its_shape(ball_file):
 
 def test_only_what_is_merely_seen_is_replaced(ball_file):
     """Replacing a mesh that collides (even one-sidedly) would change the physics with the look."""
-    xml = MODEL.format(file=ball_file, copy=ball_file.with_name("copy.obj"))
+    xml = model_xml(ball_file)
     before, after = (mujoco.MjModel.from_xml_string(text) for text in (xml, meshes.cheapen(xml)))
     faces = {name: (before.mesh(name).facenum[0], after.mesh(name).facenum[0]) for name in ("seen", "felt", "both")}
     assert faces["seen"][1] < faces["seen"][0] / 4
@@ -67,11 +76,24 @@ def test_only_what_is_merely_seen_is_replaced(ball_file):
 
 def test_light_is_plain(ball_file):
     """A shadow map, a mirror or multisampling left on costs more than all triangles together."""
-    model = mujoco.MjModel.from_xml_string(
-        meshes.cheapen(MODEL.format(file=ball_file, copy=ball_file.with_name("copy.obj")))
-    )
+    model = mujoco.MjModel.from_xml_string(meshes.cheapen(model_xml(ball_file)))
     assert model.vis.quality.shadowsize == 0 and model.vis.quality.offsamples == 0
     assert not model.light_castshadow.any() and not model.mat_reflectance.any()
+
+
+def test_textures_are_small_and_look_alike(ball_file):
+    """A texture that is turned or recoloured would change the scene, one left large costs half a second a reset."""
+    model = mujoco.MjModel.from_xml_string(meshes.cheapen(model_xml(ball_file)))
+    assert list(model.tex_width) == [meshes.TEXTURE_SIZE, meshes.PAINTED_SIZE]
+    small = cv2.imread(str(meshes.shrunk(str(ball_file.with_name("wood.png")))))
+    assert small.shape == (256, 256, 3) and not small[:120].any() and (small[136:] == (40, 80, 160)).all()
+
+
+def test_a_broken_texture_is_named(tmp_path):
+    """A truncated texture must not become a black table."""
+    (tmp_path / "felt.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match="felt.png"):
+        meshes.small_png(tmp_path / "felt.png")
 
 
 def test_the_cache_is_reproducible_and_never_half_written(ball_file):
