@@ -7,12 +7,10 @@ Run the same command again to go on where it stopped; the same command makes the
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -20,7 +18,7 @@ from tqdm import tqdm
 
 from agent import actors, pool
 from agent.actors import EnvConfig, PolicyConfig, build, make_env, make_policy
-from agent.verb import clear_errors, versions
+from agent.verb import claim, clear_errors, log_run, versions
 from envs import preflight
 from envs.store import EpisodeError, EpisodeStore
 from policies.base import rollout
@@ -51,7 +49,7 @@ class CollectConfig:
 
     def recipe(self) -> dict:
         """What must be the same for episodes to stand in one folder."""
-        return json.loads(json.dumps({"env": asdict(self.env), "policy": asdict(self.policy)}))
+        return {"env": asdict(self.env), "policy": asdict(self.policy)}
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class CollectJob:
 def collect(config: CollectConfig) -> list[Recorded]:
     """Collect what is missing; return a line for each episode, by seed."""
     store = EpisodeStore(config.out)
-    recipe = _check_recipe(config)
+    recipe = claim(store.root, "collect.json", config.recipe())
     store.clean()
     done, todo = _sort_out(config, store)
     progress = tqdm(total=config.episodes, initial=len(done), unit="episode", desc=f"collect {config.env.name}")
@@ -114,21 +112,6 @@ def _sort_out(config: CollectConfig, store: EpisodeStore) -> tuple[list[Recorded
             tqdm.write(f"{error} It is being collected again.")
             todo.append(seed)
     return done, todo
-
-
-def _check_recipe(config: CollectConfig) -> Path:
-    """Refuse to mix episodes of different settings in one folder; write the settings into a new one."""
-    path = Path(config.out) / "collect.json"
-    text = json.dumps(config.recipe(), indent=1, sort_keys=True) + "\n"
-    if path.exists():
-        if path.read_text() != text:
-            raise ValueError(f"{path} says that this folder was collected with other settings; choose another `out`")
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-    return path
 
 
 def summary(config: CollectConfig, recorded: list[Recorded]) -> str:
@@ -166,7 +149,11 @@ def main(cfg: DictConfig) -> None:
     with clear_errors():
         preflight.require()
         config = from_hydra(cfg)
-        print(summary(config, collect(config)))
+        recorded = collect(config)
+        print(summary(config, recorded))
+        success_rate = sum(r.success for r in recorded) / len(recorded)
+        figures = {"episodes": len(recorded), "success_rate": success_rate}
+        log_run(cfg.wandb, f"collect {config.env.name}", config.out, config.recipe(), figures)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from envs.store import EpisodeError
 
@@ -33,6 +36,44 @@ def clear_errors() -> Iterator[None]:
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(error, expected_errors()):
             raise
         sys.exit(f"error: {error}")
+
+
+def claim(folder: Path, name: str, recipe: dict[str, Any]) -> Path:
+    """Keep the settings that a folder's contents were made with in folder/name, and return that path.
+
+    ValueError where they stand there already and differ: results of two recipes must not mix.
+    """
+    path = folder / name
+    text = json.dumps(recipe, indent=1, sort_keys=True) + "\n"
+    if path.exists():
+        if path.read_text() != text:
+            raise ValueError(f"{path} says that this folder was filled with other settings; choose another `out`")
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(path, text)
+    return path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that it is whole or not there."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def log_run(mode: str, name: str, folder: str, recipe: dict[str, Any], figures: dict[str, float]) -> None:
+    """Send the closing figures of a run to wandb. mode: disabled | offline | online."""
+    if mode not in ("disabled", "offline", "online"):
+        raise ValueError(f"wandb must be disabled, offline or online, got {mode!r}")
+    if mode == "disabled":
+        return
+    import wandb  # only now: it takes a second
+
+    with wandb.init(project="nextstate", name=name, mode=mode, dir=folder, config=recipe) as run:
+        run.summary.update(figures)
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -1,0 +1,115 @@
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent import evaluate as verb
+from agent.actors import PolicyConfig
+from agent.evaluate import EvaluateConfig, evaluate, read_outcomes, table
+from agent.verb import RunError
+
+FIELDS = {
+    "success_rate", "ci95", "episodes", "seeds", "split", "criterion", "outcomes", "seconds_per_decision",
+    "late_decisions", "versions", "checkpoint", "env", "policy", "instruction", "command",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class State:
+    late: int = 0
+    speed: float = 1.0
+
+
+@dataclass
+class EvenSeeds:
+    """Succeeds on even seeds only, and counts every decision as late."""
+
+    execute: int = 2
+
+    def init(self, instruction, seed=0):
+        return State(speed=float(seed % 2 == 0))
+
+    def act(self, obs, state):
+        chunk = np.zeros((8, 7), np.float32)
+        chunk[:, 0] = state.speed
+        return chunk, replace(state, late=state.late + 1)
+
+
+@pytest.fixture
+def config(reach, tmp_path, monkeypatch) -> EvaluateConfig:
+    monkeypatch.setattr(verb, "make_policy", lambda *_: EvenSeeds())
+    env = replace(reach, split="seen")
+    return EvaluateConfig(env, PolicyConfig("scripted"), seed=10, episodes=4, out=str(tmp_path / "run"), workers=0)
+
+
+def test_report(config):
+    """A field that a reader of reports relies on is missing, renamed or computed from the wrong episodes."""
+    report = evaluate(config, "python -m agent.evaluate")
+    assert json.loads((Path(config.out) / "report.json").read_text()) == report
+    assert set(report) == FIELDS
+    assert report["success_rate"] == 0.5 and report["episodes"] == 4 and report["seeds"] == [10, 11, 12, 13]
+    assert report["ci95"] == pytest.approx([0.150, 0.850], abs=1e-3)
+    assert [o["success"] for o in report["outcomes"]] == [True, False, True, False]
+    assert report["outcomes"][1]["steps"] == 10 and report["outcomes"][0]["steps"] in (6, 7)
+    assert report["outcomes"][1]["score"]["distance"] > 0.2
+    assert report["late_decisions"] == sum(-(-o["steps"] // 2) for o in report["outcomes"])
+    assert set(report["seconds_per_decision"]) == {"median", "p95"}
+    assert (report["split"], report["criterion"], report["instruction"]) == ("seen", "x over 0.3 m", "reach")
+    assert report["checkpoint"] is None and report["policy"] == "scripted" and report["versions"]["numpy"]
+    text = table(report)
+    assert "2 of 4: 50.0%" in text and "failed seeds" in text and "11, 13" in text
+
+
+def test_resume_keeps_finished_episodes(config, monkeypatch):
+    """A second run that evaluates everything again, or stumbles over the line that a kill cut short."""
+    first = evaluate(replace(config, episodes=3), "c")
+    log = Path(config.out) / "outcomes.jsonl"
+    log.write_text(log.read_text() + '{"seed": 13, "succ')
+    ran = []
+    run = verb.rollout
+    monkeypatch.setattr(verb, "rollout", lambda env, policy, seed: ran.append(seed) or run(env, policy, seed))
+    report = evaluate(config, "c")
+    assert ran == [13] and report["outcomes"][:3] == first["outcomes"]
+    assert sorted(read_outcomes(log)) == [10, 11, 12, 13]
+    evaluate(config, "c")
+    assert ran == [13]
+
+
+def test_damaged_log(config):
+    """A damaged line in the middle must be named, not skipped: the rate would silently change."""
+    evaluate(config, "c")
+    log = Path(config.out) / "outcomes.jsonl"
+    log.write_text("{oops\n" + log.read_text())
+    with pytest.raises(RunError, match=r"outcomes\.jsonl is damaged.*[Dd]elete"):
+        evaluate(config, "c")
+
+
+def test_outcomes_of_other_settings_do_not_mix(config):
+    """Half of the episodes by one policy, half by another, in one report."""
+    evaluate(config, "c")
+    with pytest.raises(ValueError, match="other settings"):
+        evaluate(replace(config, policy=PolicyConfig("random")), "c")
+
+
+def test_checkpoint_is_named_with_its_hash(config, tmp_path):
+    """A report that does not say which weights it is about, and a retrained checkpoint that inherits old outcomes."""
+    folder = tmp_path / "weights"
+    learned = replace(config, policy=PolicyConfig("model", checkpoint=str(folder)))
+    with pytest.raises(RunError, match=r"no checkpoint in .*weights.*make train"):
+        evaluate(learned, "c")
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    report = evaluate(learned, "c")
+    assert report["checkpoint"]["name"] == "weights" and len(report["checkpoint"]["sha256"]) == 64
+    (folder / "manifest.json").write_text("{ }")
+    with pytest.raises(ValueError, match="other settings"):
+        evaluate(learned, "c")
+
+
+def test_bad_split_is_found_before_anything_starts(config):
+    """A typo must be one message, and must not leave a folder that refuses the right command."""
+    with pytest.raises(ValueError, match="split must be one of"):
+        evaluate(replace(config, env=replace(config.env, split="test")), "c")
+    evaluate(config, "c")

@@ -1,0 +1,28 @@
+import pytest
+
+from agent.stats import mcnemar, wilson
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [(50, 50, 0.9287, 1.0), (0, 50, 0.0, 0.0713), (28, 33, 0.6907, 0.9335), (48, 50, 0.8654, 0.9890), (0, 0, 0, 1)],
+)
+def test_wilson(successes, n, low, high):
+    """The wrong interval (the textbook one has no width at 50 of 50), or rate and count swapped."""
+    assert wilson(successes, n) == pytest.approx((low, high), abs=2e-4)
+
+
+def test_wilson_refuses_nonsense():
+    """More successes than episodes: a sign of outcomes counted twice."""
+    with pytest.raises(ValueError, match="between 0 and n=3"):
+        wilson(4, 3)
+
+
+def test_mcnemar():
+    """Counting seeds on which both agree, or one-sided where two-sided is said."""
+    same = [True, False, True]
+    assert mcnemar(same, same) == 1.0
+    assert mcnemar([True] * 6, [False] * 6) == pytest.approx(2 / 2**6)
+    assert mcnemar([True] * 5 + [False] + [True] * 90, [False] * 5 + [True] + [True] * 90) == pytest.approx(14 / 64)
+    with pytest.raises(ValueError, match="same seeds"):
+        mcnemar([True], [True, False])
