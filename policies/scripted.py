@@ -61,10 +61,11 @@ class FoldExpert:
             return _move(here, here + [0, 0, 0.01], OPEN)
         if aside > 0.03 and here[2] < TABLE_HEIGHT + self.hover - 0.02:
             return _move(here, np.array([*here[:2], TABLE_HEIGHT + self.hover]), OPEN)
-        if aside > 0.008 and here[2] > corner[2] + 0.03:
-            return _move(here, corner + [0, 0, self.hover], OPEN)
-        close = aside < 0.012 and here[2] < corner[2] + 0.012
-        return _move(here, corner + [0, 0, 0.004], CLOSE if close else OPEN, limit=0.5)
+        if aside > 0.010 and here[2] > corner[2] + 0.03:
+            return _move(here, corner + [0, 0, self.hover], OPEN, gain=1.5)
+        reach = 0.012 if opening > 0.075 else 0.020  # once they close, a tremor does not open the jaws again
+        close = aside < reach and here[2] < corner[2] + reach
+        return _move(here, corner + [0, 0, 0.004], CLOSE if close else OPEN, gain=1.5, limit=0.6)
 
     def _lay(self, here: np.ndarray, corner: np.ndarray, far_edge: np.ndarray, opening: float) -> np.ndarray:
         if opening > 0.02:  # wait for the jaws to close
