@@ -66,7 +66,7 @@ class Renderer:
         frame = np.empty((size, size, 3), np.uint8)
         mujoco.mjr_render(area, self._scene, self._context)
         mujoco.mjr_readPixels(frame, None, area, self._context)
-        return frame[::-1]  # GL counts rows from below
+        return frame[::-1].copy()  # GL counts rows from below
 
     def close(self) -> None:
         """Free everything; a later `load` starts anew."""
