@@ -1,0 +1,64 @@
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import envs  # noqa: F401  (registers the ids)
+from envs.types import MAIN_SIZE, WRIST_SIZE, Obs, Scene
+from policies.base import rollout
+from policies.scripted import CLOSE, OPEN, LiftExpert, Perturbed
+
+
+def over_cube(offset: tuple[float, float, float], opening: float, held: int = -1) -> Obs:
+    """The gripper at an offset from a cube on the table."""
+    cube = np.array([0.02, -0.03, 0.821], np.float32)
+    keypoints = np.full((4, 3), np.nan, np.float32)
+    keypoints[0] = cube
+    gripper = (cube + offset).astype(np.float32)
+    scene = Scene(keypoints=keypoints, held=held, stage=0, opening=opening, gripper=gripper)
+    state = np.array([*gripper, 0, 0, 0, opening], np.float32)
+    main, wrist = (np.zeros((size, size, 3), np.uint8) for size in (MAIN_SIZE, WRIST_SIZE))
+    return Obs(main, wrist, state, scene)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_lift_expert_lifts(seed):
+    """The expert is where all data comes from: a robot or controller that changed shows here first."""
+    env = gym.make("nextstate/Lift-v0").unwrapped
+    try:
+        episode = rollout(env, LiftExpert(), seed=seed, expert=LiftExpert()).episode
+    finally:
+        env.close()
+    assert episode.success[-1] and not episode.success[:-1].any() and len(episode) < 60
+    np.testing.assert_array_equal(episode.action, episode.expert)
+    assert not episode.action[:, 3:6].any(), "the expert turns the hand"
+
+
+def test_lift_expert_survives_disturbance():
+    """An expert that works from its own path only cannot label what a learner does wrong."""
+    env = gym.make("nextstate/Lift-v0").unwrapped
+    try:
+        episode = rollout(env, Perturbed(LiftExpert(), failures=0.0), seed=3, expert=LiftExpert()).episode
+    finally:
+        env.close()
+    assert episode.success[-1]
+    assert np.abs(episode.action - episode.expert)[:, :3].max() > 0.1, "nothing was disturbed"
+
+
+@pytest.mark.parametrize(
+    ("offset", "opening", "held", "grip", "direction"),
+    [
+        ((-0.08, 0.02, 0.20), 0.04, -1, OPEN, -1),  # far above: come down
+        ((0.06, 0.0, 0.01), 0.08, -1, OPEN, +1),  # low beside the cube: up, not through it
+        ((0.0, 0.0, 0.05), 0.02, -1, OPEN, +1),  # over it with closed jaws: wait for them above
+        ((0.003, 0.0, 0.002), 0.08, -1, CLOSE, 0),  # around it: close
+        ((0.003, 0.0, 0.002), 0.05, -1, CLOSE, 0),  # the jaws on their way: wait
+        ((0.003, 0.0, 0.002), 0.046, 0, CLOSE, +1),  # both pads touch: lift
+    ],
+)
+def test_lift_expert_is_a_function_of_the_scene(offset, opening, held, grip, direction):
+    """Hidden time in an expert gives one picture two labels."""
+    obs = over_cube(offset, opening, held)
+    action = LiftExpert().act(obs, None)[0]
+    assert action.shape == (1, 7) and action[0, -1] == grip
+    assert np.sign(np.trunc(5 * action[0, 2])) == direction
+    np.testing.assert_array_equal(action, LiftExpert().act(obs, None)[0])
