@@ -26,7 +26,7 @@ from tqdm import tqdm
 from agent import pool
 from agent.actors import EnvConfig, PolicyConfig, build, make_env, make_policy
 from agent.stats import wilson
-from agent.verb import RunError, claim, clear_errors, log_run, versions, write_whole
+from agent.verb import RunError, append_line, claim, clear_errors, log_run, versions, write_whole
 from envs import preflight
 from policies.base import rollout
 
@@ -112,7 +112,7 @@ def evaluate(config: EvaluateConfig, command: str) -> dict[str, Any]:
     try:
         with tqdm(total=config.episodes, initial=len(done), unit="episode", desc=label) as bar:
             for outcome in pool.run(EvaluateJob(config.env, config.policy), todo, config.workers):
-                append_outcome(log, outcome)
+                append_line(log, json.dumps(asdict(outcome)))
                 done.append(outcome)
                 bar.update()
                 bar.set_postfix_str(f"success {sum(o.success for o in done) / len(done):.0%}")
@@ -183,14 +183,6 @@ def read_outcomes(log: Path) -> dict[int, Outcome]:
     except (ValueError, TypeError) as error:
         raise RunError(f"{log} is damaged ({error}). Delete it and run the same command again.") from error
     return {outcome.seed: outcome for outcome in outcomes}
-
-
-def append_outcome(log: Path, outcome: Outcome) -> None:
-    """Add a line and make sure that it is on the disk."""
-    with open(log, "a") as file:
-        file.write(json.dumps(asdict(outcome)) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def table(report: dict[str, Any]) -> str:

@@ -55,13 +55,28 @@ def claim(folder: Path, name: str, recipe: dict[str, Any]) -> Path:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that it is whole or not there."""
+    """Write a small file so that it is whole or not there. OSError names it."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    _write(temporary, "w", text, path)
     os.replace(temporary, path)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line and see that it is on the disk before anything goes on. OSError names the file."""
+    _write(path, "a", line + "\n", path)
+
+
+def _write(path: Path, mode: str, text: str, meant: Path) -> None:
+    try:
+        with open(path, mode) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(
+            f"cannot write {meant}: {error.strerror or error}. What was written before is kept; "
+            "free some space or choose another `out`, and run the same command again."
+        ) from error
 
 
 def log_run(mode: str, name: str, folder: str, recipe: dict[str, Any], figures: dict[str, float]) -> None:

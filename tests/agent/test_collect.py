@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agent.actors import PolicyConfig
+from agent.actors import EnvConfig, PolicyConfig
 from agent.collect import CollectConfig, collect, summary
 from envs.store import EpisodeStore
 
@@ -81,3 +81,13 @@ def test_bad_settings(config):
         PolicyConfig("rnadom")
     with pytest.raises(ValueError, match="Perturbed has no setting `nois`"):
         collect(replace(config, policy=PolicyConfig("perturbed", perturb={"nois": 1})))
+
+
+def test_simulator_repeats_itself(tmp_path):
+    """An episode that depends on those simulated before it in the same process, or on the process."""
+    lift = EnvConfig("lift", "nextstate/Lift-v0", "train")
+    first = CollectConfig(lift, PolicyConfig("perturbed"), seed=0, episodes=2, out=str(tmp_path / "a"), workers=1)
+    second = replace(first, seed=1, episodes=1, out=str(tmp_path / "b"), workers=0)
+    collect(first)
+    collect(second)
+    assert files(first)["lift-train-0000001"] == files(second)["lift-train-0000001"]

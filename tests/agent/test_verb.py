@@ -1,6 +1,9 @@
+import errno
+import os
+
 import pytest
 
-from agent.verb import claim, clear_errors, log_run, versions
+from agent.verb import append_line, claim, clear_errors, log_run, versions, write_whole
 from envs.store import EpisodeError
 
 
@@ -45,3 +48,18 @@ def test_versions():
     """A package that is not installed must not stop a report."""
     found = versions("numpy", "no-such-package")
     assert found["numpy"][0].isdigit() and found["no-such-package"] == "missing"
+
+
+@pytest.mark.parametrize("write", [write_whole, append_line])
+def test_full_disk(tmp_path, monkeypatch, write):
+    """A full disk: the message must name the file, and what it held before must still be there."""
+    path = tmp_path / "report.json"
+    write_whole(path, "before\n")
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"cannot write .*report\.json: No space left"):
+        write(path, "after")
+    assert path.read_text().startswith("before\n")
