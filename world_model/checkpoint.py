@@ -1,0 +1,234 @@
+"""A checkpoint: one folder with everything that acting needs, whole or not there.
+
+    manifest.json       sha256 of every other file, format of the folder
+    model.safetensors   weights of the world model       frames.safetensors   weights of the frame tokenizer
+    config.json         how both are built, and which vocabulary, actions and state they belong to
+    vocab.json          every id                         text.json  actions.json   the other two tokenizers
+    meta.json           instructions it was trained on, env ids, control rate, versions, figures
+    training.safetensors  only during training: what resuming needs
+
+A folder is written beside its place, synced and renamed, so a kill leaves the old one or the new one. Reading checks
+every hash, so a flipped bit is found here and not in the results.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from envs.types import ACTION_DIM, CONTROL_HZ, STATE_DIM
+from world_model.model import ModelConfig, WorldModel
+from world_model.tokens.actions import ActionTokenizer
+from world_model.tokens.frames import FrameTokenizer, write_whole
+from world_model.tokens.text import TextTokenizer
+from world_model.tokens.vocab import Vocab
+
+FORMAT = 1  # raised when the folder's layout changes
+FRAMES = "frame_tokenizer."  # prefix of the frame tokenizer's weights within the model
+REQUIRED = ("model.safetensors", "frames.safetensors", "config.json", "vocab.json", "text.json", "actions.json",
+            "meta.json")  # fmt: skip
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read or written. The message names the file and what to do about it."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What `load` returns. sha256: of the manifest, and so of everything."""
+
+    model: WorldModel
+    text: TextTokenizer
+    frames: FrameTokenizer
+    actions: ActionTokenizer
+    vocab: Vocab
+    meta: dict
+    sha256: str
+
+
+def save(
+    folder: str | os.PathLike[str], model: WorldModel, text: TextTokenizer, meta: dict,
+    training: dict[str, Tensor] | None = None, dtype: torch.dtype = torch.float32,
+) -> str:  # fmt: skip
+    """Write a new folder and return the sha256 of its manifest.
+
+    meta: JSON; `instructions` lists what it was trained on. training: tensors that resuming needs. dtype: of the
+    model's weights, bfloat16 halves them. Raise CheckpointError when the folder exists or the disk refuses.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise CheckpointError(f"checkpoint {folder} exists already: choose another folder or remove it")
+    if "instructions" not in meta:
+        raise ValueError("a checkpoint's `meta` must list the `instructions` it was trained on")
+    # The frame tokenizer keeps its precision: rounding it would change ids that the model was trained on.
+    weights = {k: _plain(v, None if k.startswith(FRAMES) else dtype) for k, v in model.state_dict().items()}
+    config = {
+        "model": asdict(model.config), "frames": asdict(model.frame_tokenizer.config),
+        "vocab": model.vocab.fingerprint, "action_dim": model.actions.action_dim, "chunk": model.actions.chunk,
+        "state_dim": STATE_DIM, "control_hz": CONTROL_HZ,
+    }  # fmt: skip
+    files = {
+        "model.safetensors": _pack({k: v for k, v in weights.items() if not k.startswith(FRAMES)}),
+        "frames.safetensors": _pack({k.removeprefix(FRAMES): v for k, v in weights.items() if k.startswith(FRAMES)}),
+        "config.json": json.dumps(config, indent=1, sort_keys=True).encode(),
+        "vocab.json": model.vocab.to_json().encode(),
+        "text.json": text.to_json().encode(),
+        "actions.json": model.actions.to_json().encode(),
+        "meta.json": json.dumps(meta, indent=1, sort_keys=True, ensure_ascii=False).encode(),
+    }
+    if training is not None:
+        files["training.safetensors"] = _pack({name: _plain(value) for name, value in training.items()})
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    manifest = json.dumps({"format": FORMAT, "sha256": hashes}, indent=1, sort_keys=True).encode()
+
+    beside = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        for name, content in {**files, "manifest.json": manifest}.items():
+            with open(beside / name, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        os.rename(beside, folder)
+        _sync(folder.parent)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        if error.errno == errno.ENOSPC:
+            size = sum(len(content) for content in files.values()) / 2**20
+            raise CheckpointError(
+                f"the disk is full: checkpoint {folder} ({size:.1f} MiB) was not written. What was written before is "
+                "whole; free some space and run the same command again."
+            ) from error
+        raise CheckpointError(f"cannot write checkpoint {folder}: {error.strerror or error}") from error
+    return hashlib.sha256(manifest).hexdigest()
+
+
+def load(folder: str | os.PathLike[str], device: torch.device | None = None) -> Loaded:
+    """Read a checkpoint, ready for use. Raise CheckpointError for one that is missing, damaged or does not fit."""
+    folder = Path(folder)
+    files, sha256 = _read_checked(folder)
+    try:
+        config = json.loads(files["config.json"])
+        vocab = Vocab.from_json(files["vocab.json"].decode())
+        actions = ActionTokenizer.from_json(files["actions.json"].decode())
+        text = TextTokenizer.from_json(files["text.json"].decode(), vocab.text)
+        meta = json.loads(files["meta.json"])
+        weights = safetensors.torch.load(files["model.safetensors"])
+        weights |= {FRAMES + k: v for k, v in safetensors.torch.load(files["frames.safetensors"]).items()}
+        model_config = ModelConfig.from_dict(config["model"])
+        frames = FrameTokenizer.from_config(config["frames"])
+    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            f"checkpoint {folder} is not one that this version reads ({error}): train it again"
+        ) from error
+    if config["vocab"] != vocab.fingerprint:
+        raise CheckpointError(
+            f"{folder / 'vocab.json'} is another vocabulary ({vocab.fingerprint}) than the one the weights were "
+            f"trained with ({config['vocab']}): restore the file that came with the checkpoint"
+        )
+    for name, value in (("action_dim", ACTION_DIM), ("state_dim", STATE_DIM), ("control_hz", CONTROL_HZ)):
+        if config[name] != value:
+            raise CheckpointError(
+                f"checkpoint {folder} was trained for `{name}` {config[name]}, this robot has {value}: use a "
+                "checkpoint of this action and state space, or train one"
+            )
+    if (actions.action_dim, actions.chunk) != (config["action_dim"], config["chunk"]):
+        raise CheckpointError(
+            f"{folder / 'actions.json'} codes chunks of {actions.chunk} x {actions.action_dim}, the weights were "
+            f"trained on {config['chunk']} x {config['action_dim']}: restore the file that came with the checkpoint"
+        )
+    try:
+        model = WorldModel(model_config, vocab, frames, actions)
+        model.load_state_dict(weights)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / 'model.safetensors'} does not fit {folder / 'config.json'} ({error}): train it again"
+        ) from error
+    unsound = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+    if unsound:
+        raise CheckpointError(f"checkpoint {folder} holds weights that are not finite ({unsound[0]}): use an older one")
+    return Loaded(model.to(device).eval(), text, frames, actions, vocab, meta, sha256)
+
+
+def load_training(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors that `save` was given as `training`. Raise CheckpointError where there are none."""
+    files, _ = _read_checked(Path(folder))
+    if "training.safetensors" not in files:
+        raise CheckpointError(f"checkpoint {folder} is finished: it holds nothing to resume training from")
+    return safetensors.torch.load(files["training.safetensors"])
+
+
+def point(run: Path, folder: Path, keep: int = 2) -> None:
+    """Let `run/last` name this folder inside `run`, then remove all but the newest `keep`."""
+    write_whole(run / "last", folder.name.encode())
+    _sync(run)
+    for old in sorted(p for p in run.glob("step-*") if p.is_dir())[:-keep]:
+        shutil.rmtree(old)
+
+
+def last(run: Path) -> Path | None:
+    """The folder that `run/last` names; None in a run that has not saved yet."""
+    pointer = run / "last"
+    return run / pointer.read_text().strip() if pointer.exists() else None
+
+
+def _read_checked(folder: Path) -> tuple[dict[str, bytes], str]:
+    """Every file of a folder, checked against the manifest, and the manifest's sha256."""
+    path = folder / "manifest.json"
+    try:
+        raw = path.read_bytes()
+        manifest = json.loads(raw)
+        form, hashes = manifest["format"], dict(manifest["sha256"])
+    except OSError as error:
+        raise CheckpointError(
+            f"no checkpoint at {folder}: {path.name} cannot be read ({error.strerror}). "
+            "Name a checkpoint's folder, or train one with `python -m world_model.train`"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): copy the checkpoint again or train it again") from error
+    if form != FORMAT:
+        raise CheckpointError(f"{path} is of format {form}, this version reads {FORMAT}: use the version that wrote it")
+    files = {}
+    for name in sorted({*REQUIRED, *hashes}):
+        if name not in hashes or Path(name).name != name:
+            raise CheckpointError(f"{path} does not list {name}: copy the checkpoint again or train it again")
+        try:
+            files[name] = (folder / name).read_bytes()
+        except OSError as error:
+            raise CheckpointError(
+                f"{folder / name} cannot be read ({error.strerror}): copy the checkpoint again or train it again"
+            ) from error
+        if hashlib.sha256(files[name]).hexdigest() != hashes[name]:
+            raise CheckpointError(
+                f"{folder / name} is damaged (truncated or changed on disk: its sha256 does not match). "
+                "Copy the checkpoint again or train it again"
+            )
+    return files, hashlib.sha256(raw).hexdigest()
+
+
+def _plain(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    value = value.detach().cpu().contiguous()
+    return value.to(dtype) if dtype and value.is_floating_point() else value
+
+
+def _pack(tensors: dict[str, Tensor]) -> bytes:
+    return safetensors.torch.save(tensors)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

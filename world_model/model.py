@@ -1,0 +1,521 @@
+"""The world model: one transformer over one vocabulary that proposes, imagines and judges.
+
+    loss(window)              next ids of everything, and the drafts: expert's chunk, next observation, beliefs
+    prefill(history)          what one robot has seen, as a cache
+    read(cache)               what is believed now, and how the expert would act
+    propose(cache, n)         n chunks
+    imagine(cache, actions)   what N chunks, or sequences of H chunks, lead to
+
+All of run time works on the cache as a value: nothing here keeps state between calls but the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from envs.types import STATE_DIM, Obs
+from world_model.tokens.actions import ActionTokenizer, expected_bin
+from world_model.tokens.frames import MAIN_IDS, FrameTokenizer
+from world_model.tokens.sequence import ACT, CLEAN, FLAGS, IMAGE_IDS, KEYPOINT_IDS, NEXT, Layout, Sequence, Window
+from world_model.tokens.vocab import Block, Vocab
+from world_model.transformer import KV, Piece, Transformer, TransformerConfig
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What one id weighs. Emu3 gives vision half of the rest."""
+
+    image: float = 0.5
+    state: float = 1.0
+    action: float = 1.0
+    belief: float = 1.0
+    causal: float = 1.0  # times the above, for the next-token reading of clean ids
+    changed: float = 4.0  # times the image's, for ids that differ from the current frame's
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """transformer: sizes. instruction: ids kept for the text. slots: learned embeddings of the place within a step.
+
+    smoothing: standard deviation of ordinal targets in bins. copy_bias: how much a draft of the next frame prefers
+    the id it starts from, in nats, before training.
+    """
+
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    instruction: int = 24
+    slots: bool = True
+    smoothing: float = 1.2
+    copy_bias: float = 3.0
+    weights: LossWeights = field(default_factory=LossWeights)
+
+    @classmethod
+    def from_dict(cls, raw: dict) -> ModelConfig:
+        """The inverse of `dataclasses.asdict`."""
+        return cls(**{
+            **raw, "transformer": TransformerConfig(**raw["transformer"]), "weights": LossWeights(**raw["weights"])
+        })  # fmt: skip
+
+    to_dict = asdict
+
+
+@dataclass(frozen=True)
+class History:
+    """What one robot has seen: now, and where the episode is old enough, one chunk ago.
+
+    instruction: text ids. steps: one or two pairs of an observation and the M control steps (M, A) executed after it,
+    oldest first; the last pair is now, and its chunk is None.
+    """
+
+    instruction: tuple[int, ...]
+    steps: tuple[tuple[Obs, np.ndarray | None], ...]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of `instruction | step before (if any) | observation now`, R rows (1: shared by all candidates).
+
+    step: number of the current model step. image: (R, 80) local ids, state: (R, P) bins of the observation now.
+    """
+
+    kv: KV
+    step: int
+    image: Tensor
+    state: Tensor
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What the model reads out of one situation. Standard deviations are those of the ids' own distributions."""
+
+    value: Tensor  # (R,) discount ** (control steps until success)
+    value_std: Tensor  # (R,)
+    success: Tensor  # (R,) probability
+    held: Tensor  # (R,) probability that the gripper holds something
+    keypoints: Tensor  # (R, 4, 3) m
+    keypoints_std: Tensor  # (R, 4, 3) m
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One `act` pass: beliefs, and the distribution over the expert's chunk."""
+
+    belief: Belief
+    coefs: Tensor  # (R, Ka - 1, 256) probabilities of action bins
+    gripper: Tensor  # (R, 2 M) probabilities of gripper codes
+
+
+@dataclass(frozen=True)
+class Imagination:
+    """N futures of H model steps. Frames are painted only on demand: `model.frames(ids)` or `model.paint(...)`."""
+
+    actions: Tensor  # (N, H, M, A)
+    main_ids: Tensor  # (N, H, 64) local
+    wrist_ids: Tensor  # (N, H, 16) local
+    state: Tensor  # (N, H, P) m and rad
+    value: Tensor  # (N, H)
+    success: Tensor  # (N, H)
+    held: Tensor  # (N, H)
+    keypoints: Tensor  # (N, H, 4, 3) m
+    uncertainty: Tensor  # (N, H) the share of image ids that the model expects to have wrong
+    hidden: Tensor  # (N, H, 80, width) what the image ids were read from; empty after causal decoding
+    before: Tensor  # (N, H, 80) the ids they were drafted from
+
+
+@dataclass(frozen=True)
+class Losses:
+    """total: what to minimise, nats an id, weighted. parts: mean nats an id of each kind, detached."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class WorldModel(nn.Module):
+    """The transformer with what turns the world into ids and back. The frame tokenizer is frozen."""
+
+    def __init__(self, config: ModelConfig, vocab: Vocab, frames: FrameTokenizer, actions: ActionTokenizer):
+        super().__init__()
+        self.config, self.vocab, self.actions = config, vocab, actions
+        self.layout = Layout(vocab, actions.num_coefs, actions.chunk, config.instruction)
+        if frames.vision_size != vocab.vision.size:
+            raise ValueError(f"{frames.vision_size} frame codes do not fit a vision block of {vocab.vision.size} ids")
+        self.frame_tokenizer = frames.requires_grad_(False)
+        width = config.transformer.width
+        self.transformer = Transformer(config.transformer, vocab.size)
+        self.slots = nn.Embedding(self.layout.num_slots + 1, width, padding_idx=self.layout.num_slots)
+        self.kinds = nn.Embedding(3, width, padding_idx=CLEAN)  # what marks a draft
+        self.copy_gate = nn.Linear(width, 1)
+        self.precision = torch.float32  # of the arithmetic, not of the weights; bfloat16 where it pays
+        self._init_weights()
+
+    @torch.no_grad()
+    def _init_weights(self) -> None:
+        """Near ids start near: a vision id as a random linear map of its latent, a bin as waves of its number."""
+        rows, std = self.transformer.embed_tokens.weight, 0.02
+        for table in (self.slots, self.kinds):
+            nn.init.normal_(table.weight, std=std)
+            table.weight[table.padding_idx] = 0
+        if not self.config.slots:
+            self.slots.weight.zero_()
+        nn.init.zeros_(self.copy_gate.weight)
+        nn.init.constant_(self.copy_gate.bias, self.config.copy_bias)
+        for block in (self.vocab.state, self.vocab.value, self.vocab.action):
+            phase = torch.linspace(0, 1, block.size)[:, None] * torch.pi * 2 ** torch.arange(5.0)
+            self._start_near(rows, block, torch.cat([phase.sin(), phase.cos()], dim=1), std)
+        self._start_near(rows, self.vocab.vision, self.frame_tokenizer.codes(), std)
+
+    @staticmethod
+    def _start_near(rows: Tensor, block: Block, features: Tensor, std: float) -> None:
+        near = F.normalize(features, dim=-1) @ torch.randn(features.shape[1], rows.shape[1])
+        noise = torch.randn_like(near)
+        rows[block.ids()] = std * (0.9 * near / near.std() + 0.45 * noise)
+
+    @property
+    def device(self) -> torch.device:
+        return self.kinds.weight.device
+
+    # ---------------------------------------------------------------------------------------------- training
+
+    def loss(self, window: Window, first: int = 0, id_dropout: float = 0.0) -> Losses:
+        """Teach a batch of windows (B, S steps).
+
+        first: number of the first model step, so that every rotary position a long imagination reaches is trained.
+        id_dropout: share of the clean image ids that are replaced by random ones on input, seen from the targets'
+        side only; it uses torch's global generator.
+        """
+        at, sequence = self.layout, Sequence(self.layout, window.action.shape[1])
+        ids = sequence.ids(window)  # (B, L)
+        if id_dropout:
+            drop = (torch.rand(ids.shape, device=ids.device) < id_dropout) & self.vocab.vision.contains(ids)
+            ids = torch.where(drop & (sequence.kinds.to(ids.device) == CLEAN), self._random_vision(ids.shape), ids)
+        h, _ = self._run(ids, sequence.slots, sequence.kinds, sequence.positions(first), sequence.pieces)
+        each = h[:, at.instruction :].unflatten(1, (-1, sequence.stride))  # (B, S, stride, width)
+        clean, act, following = each.split([at.step, at.act, at.next], dim=2)
+
+        def ahead(slots: slice) -> Tensor:
+            """Hidden states from which the next-token reading says these slots: one place earlier."""
+            return clean[:, :, slots.start - 1 : slots.stop - 1]
+
+        # What is there, (B, S, n), and how much of it counts, (B, S, 1).
+        now, then = slice(None, -1), slice(1, None)
+        here, arrives, advised = (w[..., None] for w in (window.here[:, now], window.arrives, window.advised))
+        image, state = window.image[:, now], window.state[:, now]
+        next_image, next_state = window.image[:, then], window.state[:, then]
+        changed = 1 + (self.config.weights.changed - 1) * (next_image != image)
+        expert_coefs, expert_gripper = window.expert[..., :-1], window.expert[..., -1:]
+
+        vocab, w = self.vocab, self.config.weights
+        image_h = torch.cat([ahead(at.main), ahead(at.wrist)], dim=2)
+        next_h, next_state_h, next_belief_h = following.split([IMAGE_IDS, STATE_DIM, at.beliefs], dim=2)
+        belief_h, action_h = act.split([at.beliefs, at.num_coefs + 1], dim=2)
+        coefs, gripper = slice(at.action.start, at.action.stop - 1), slice(at.action.stop - 1, at.action.stop)
+        smooth, exact = self._smooth_nats, self._nats
+        moved = self._difference(state, next_state)
+        terms = {  # name: (weight of an id, nats (B, S, n), which of them count (B, S, 1 or n))
+            "image": (w.image * w.causal, exact(image_h, vocab.vision, image), here),
+            "state": (w.state * w.causal, smooth(ahead(at.state), vocab.state, state), here),
+            "action": (w.action * w.causal, smooth(ahead(coefs), vocab.action, expert_coefs), advised),
+            "gripper": (w.action * w.causal, exact(ahead(gripper), vocab.gripper, expert_gripper), advised),
+            "expert_action": (w.action, smooth(action_h[:, :, :-1], vocab.action, expert_coefs), advised),
+            "expert_gripper": (w.action, exact(action_h[:, :, -1:], vocab.gripper, expert_gripper), advised),
+            "next_image": (w.image, exact(next_h, vocab.vision, next_image, image), arrives * changed),
+            "next_state": (w.state, smooth(next_state_h, vocab.state, moved), arrives),
+            **self._belief_terms("", belief_h, window, now, here),
+            **self._belief_terms("next_", next_belief_h, window, then, arrives),
+        }  # fmt: skip
+        total = sum(weight * (nats * counts).sum() for weight, nats, counts in terms.values())
+        full = sum(weight * nats.numel() for weight, nats, _ in terms.values())
+        parts = {
+            name: (nats * counts).sum().detach() / counts.expand_as(nats).sum().clamp_min(1.0)
+            for name, (_, nats, counts) in terms.items()
+        }
+        return Losses(total / full, parts)
+
+    def _belief_terms(self, name: str, h: Tensor, window: Window, when: slice, counts: Tensor) -> dict:
+        """h (B, S, 15, width): value, success, held, keypoints."""
+        value_h, flags_h, points_h = h.split([1, FLAGS, KEYPOINT_IDS], dim=2)
+        weight, points = self.config.weights.belief, window.keypoints[:, when]
+        value = window.value[:, when, None] * (self.vocab.value.size - 1)
+        known = torch.isfinite(points)
+        return {
+            f"{name}value": (weight, self._smooth_nats(value_h, self.vocab.value, value), counts),
+            f"{name}flags": (weight, self._nats(flags_h, self.layout.flag, window.flags[:, when]), counts),
+            f"{name}keypoints": (
+                weight, self._smooth_nats(points_h, self.vocab.state, points.nan_to_num(0.0)), counts * known,
+            ),
+        }  # fmt: skip
+
+    def _nats(self, h: Tensor, block: Block, target: Tensor, current: Tensor | None = None) -> Tensor:
+        """Cross-entropy of local numbers. h (..., n, width), target (..., n) -> (..., n)."""
+        logits = self._logits(h, block, current)
+        return F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view(target.shape)
+
+    def _smooth_nats(self, h: Tensor, block: Block, target: Tensor) -> Tensor:
+        """Cross-entropy against a Gaussian around the target, which may lie between bins. (..., n) -> (..., n)."""
+        bins = torch.arange(block.size, device=h.device)
+        away = (bins - target[..., None].float().clamp(0, block.size - 1)) / self.config.smoothing
+        return -((-0.5 * away.square()).softmax(-1) * self._logits(h, block).log_softmax(-1)).sum(-1)
+
+    def _difference(self, state: Tensor, following: Tensor) -> Tensor:
+        """The next state as an edit of this one, in bins around the middle of the block."""
+        return self.vocab.state.size // 2 + following - state
+
+    # ---------------------------------------------------------------------------------------------- run time
+
+    @torch.inference_mode()
+    def prefill(self, *histories: History) -> Cache:
+        """Read the history of one robot, or of R robots whose histories have the same length. R rows."""
+        lengths = {len(history.steps) for history in histories}
+        if len(lengths) != 1 or not lengths <= {1, 2}:
+            raise ValueError(f"histories must all hold one or all two steps, got {[len(h.steps) for h in histories]}")
+        instruction = torch.stack([self.layout.instruction_ids(h.instruction) for h in histories])
+        views, codes = [], []
+        for pairs in zip(*(history.steps for history in histories), strict=True):
+            views.append(self.look([obs for obs, _ in pairs]))
+            if len(views) < len(histories[0].steps):
+                if any(chunk is None for _, chunk in pairs):
+                    raise ValueError("the first of two steps needs the chunk that was executed after it")
+                executed = torch.from_numpy(np.stack([chunk for _, chunk in pairs]).astype(np.float32))
+                codes.append(self.actions.encode(executed).to(self.device))
+        return self.context(instruction.to(self.device), views, codes)
+
+    @torch.inference_mode()
+    def context(self, instruction: Tensor, views: list[tuple[Tensor, Tensor]], codes: list[Tensor]) -> Cache:
+        """The cache of what is already in numbers: instruction (R, I) ids; one or two views, oldest first, each
+        image (R, 80) local and state (R, P) bins; codes: one (R, Ka) of local action ids between two views."""
+        at, parts = self.layout, [instruction]
+        for i, (image, state) in enumerate(views):
+            parts.append(at.obs_ids(image, state))
+            if i + 1 < len(views):
+                parts.append(at.chunk_ids(codes[i]))
+        ids = torch.cat(parts, dim=1)  # (R, L)
+        slots = torch.cat([torch.full((at.instruction,), -1), torch.arange(ids.shape[1] - at.instruction) % at.step])
+        _, kv = self._run(ids, slots, CLEAN, torch.arange(ids.shape[1]))
+        return Cache(kv, len(views) - 1, image, state)
+
+    def look(self, observations: list[Obs]) -> tuple[Tensor, Tensor]:
+        """R observations of single robots -> image (R, 80) local ids, state (R, P) bins."""
+        views = [np.stack([getattr(obs.check(), name) for obs in observations]) for name in ("main", "wrist")]
+        image = torch.cat([self.frame_tokenizer.encode(torch.from_numpy(v).to(self.device)) for v in views], dim=1)
+        state = torch.from_numpy(np.stack([obs.state for obs in observations]).astype(np.float32))
+        return image, self.layout.to_bins(state).to(self.device)
+
+    @torch.inference_mode()
+    def read(self, cache: Cache) -> Reading:
+        """What is believed now and how the expert would act, in one pass of 30 drafts."""
+        at, ids = self.layout, self.layout.act_ids(cache.kv.rows).to(self.device)
+        places, whole = at.places(at.act_slots, cache.step), (Piece(at.act, causal=False),)
+        h, _ = self._run(ids, at.act_slots, ACT, places, whole, cache.kv)
+        belief_h, action_h = h.split([at.beliefs, at.num_coefs + 1], dim=1)
+        return Reading(
+            belief=self._belief(belief_h),
+            coefs=self._logits(action_h[:, :-1], self.vocab.action).softmax(-1),
+            gripper=self._logits(action_h[:, -1], self.vocab.gripper).softmax(-1),
+        )
+
+    @torch.inference_mode()
+    def propose(
+        self, cache: Cache, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """(n, M, A) f32 chunks in [-1, 1] for a cache of one row: the likeliest, then n - 1 drawn id by id.
+
+        temperature: 0 repeats the likeliest. generator: a CPU one.
+        """
+        if n < 1 or cache.kv.rows != 1:
+            raise ValueError(f"propose at least one chunk for one robot, got n={n} and a cache of {cache.kv.rows} rows")
+        reading = self.read(cache)
+        best = self.actions.decode_expected(reading.coefs, reading.gripper)  # (1, M, A)
+        if n == 1 or temperature <= 0:
+            return best.repeat(n, 1, 1)
+        drawn = [
+            torch.multinomial((probs.cpu().double() ** (1 / temperature)), n - 1, replacement=True, generator=generator)
+            for probs in (*reading.coefs[0], reading.gripper[0])
+        ]  # Ka x (n - 1,)
+        return torch.cat([best, self.actions.decode(torch.stack(drawn, dim=1).to(self.device))])
+
+    @torch.inference_mode()
+    def imagine(self, cache: Cache, actions: Tensor, decode: str = "parallel") -> Imagination:
+        """What N sequences of H chunks lead to.
+
+        cache: of one row (one robot, N candidates) or N rows; never changed. actions: (N, H, M, A) in [-1, 1].
+        decode: `parallel`, one pass a model step, or `causal`, id by id, the slow reference.
+        """
+        at = self.layout
+        if actions.ndim != 4 or actions.shape[2:] != (at.chunk_steps, self.actions.action_dim):
+            expected = f"(N, H, {at.chunk_steps}, {self.actions.action_dim})"
+            raise ValueError(f"actions to imagine must have shape {expected}, got {tuple(actions.shape)}")
+        if cache.kv.rows not in (1, len(actions)):
+            raise ValueError(f"a cache of {cache.kv.rows} rows cannot imagine {len(actions)} action sequences")
+        if decode not in ("parallel", "causal"):
+            raise ValueError(f"decode must be `parallel` or `causal`, got {decode!r}")
+        actions = actions.to(self.device, torch.float32)
+        steps = list((self._draft if decode == "parallel" else self._spell)(cache, self.actions.encode(actions)))
+        names = [f.name for f in fields(Imagination)][1:]
+        joined = {name: torch.cat([getattr(step, name) for step in steps], dim=1) for name in names}
+        return Imagination(actions=actions, **joined)
+
+    def _draft(self, cache: Cache, codes: Tensor) -> Iterator[Imagination]:
+        """One parallel pass a model step: codes (N, H, Ka) -> H times an Imagination of one step, without actions.
+
+        The pass commits what became certain (from the second step on, the imagined observation; always the chunk)
+        and drafts the next observation beside it.
+        """
+        at, past = self.layout, cache.kv
+        instruction, now = past.part(0, at.instruction), past.part(len(past) - at.obs, len(past))
+        image, state = cache.image.expand(len(codes), -1), cache.state.expand(len(codes), -1)  # (N, 80), (N, P)
+        for h in range(codes.shape[1]):
+            clean, first = at.chunk_ids(codes[:, h]), at.obs  # (N, 17), its first slot
+            if h:
+                clean, first = torch.cat([at.obs_ids(image, state), clean], dim=1), 0  # (N, 110)
+            count, step = clean.shape[1], cache.step + h
+            slots = torch.cat([torch.arange(first, at.step), at.next_slots])
+            kinds = torch.tensor([CLEAN] * count + [NEXT] * at.next)
+            positions = torch.cat([at.places(slots[:count], step), at.places(at.next_slots, step + 1)])
+            pieces = (Piece(count), Piece(at.next, (0,), causal=False))
+            ids = torch.cat([clean, at.next_ids(image, state)], dim=1)
+            hidden, new = self._run(ids, slots, kinds, positions, pieces, past)
+            future = self._next(hidden[:, count:], image, state)
+            yield future
+
+            image, state = torch.cat([future.main_ids, future.wrist_ids], dim=2)[:, 0], self._bins(future)
+            committed = new.part(0, count)  # the next step sees the instruction and this step alone
+            past = instruction.then(committed if h else now.then(committed))
+
+    def _spell(self, cache: Cache, codes: Tensor) -> Iterator[Imagination]:
+        """The next-token reading: every id after the one before, the likeliest each time. As `_draft`."""
+        at, vocab, marks, past = self.layout, self.vocab, self.vocab.marks, cache.kv
+        instruction, now = past.part(0, at.instruction), past.part(len(past) - at.obs, len(past))
+        before = cache.image.expand(len(codes), -1)
+        mark_at = {at.main.stop: marks.eom, at.wrist.start - 1: marks.bow, at.wrist.stop: marks.eow,
+                   at.state.start - 1: marks.bot, at.state.stop: marks.eost}  # fmt: skip
+        for h in range(codes.shape[1]):
+            slots = torch.arange(at.obs, at.step)
+            _, chunk = self._run(at.chunk_ids(codes[:, h]), slots, CLEAN, at.places(slots, cache.step + h), None, past)
+            past = instruction.then(now, chunk)
+
+            step, ids, surest = cache.step + h + 1, [torch.full((len(codes), 1), marks.bom, device=self.device)], []
+            for slot in range(at.obs):
+                place = torch.tensor([slot])
+                hidden, new = self._run(ids[slot], place, CLEAN, at.places(place, step), None, past)
+                past = past.then(new)
+                if slot + 1 in mark_at:
+                    ids.append(torch.full_like(ids[0], mark_at[slot + 1]))
+                elif slot + 1 < at.obs:
+                    block = vocab.state if slot + 1 >= at.state.start else vocab.vision
+                    sure, local = self._logits(hidden, block).softmax(-1).max(-1)  # (N, 1)
+                    ids.append(block.encode(local))
+                    if block is vocab.vision:
+                        surest.append(sure)
+            now, past = past.part(len(past) - at.obs, len(past)), instruction.then(past.part(at.instruction, len(past)))
+            spelled = torch.cat(ids, dim=1)  # (N, 93)
+            image = vocab.vision.decode(torch.cat([spelled[:, at.main], spelled[:, at.wrist]], dim=1))
+            state = vocab.state.decode(spelled[:, at.state]).float()
+            belief = self.read(Cache(past, step, image, state)).belief
+            unsure = 1 - torch.cat(surest, dim=1).mean(1)
+            yield self._future(image, state, belief, unsure, image.new_empty(*image.shape, 0), before)
+            before = image
+
+    def _next(self, hidden: Tensor, image: Tensor, state: Tensor) -> Imagination:
+        """Read `next` drafts: hidden (N, 102, width), the observation they edit -> one step, without actions."""
+        image_h, state_h, belief_h = hidden.split([IMAGE_IDS, STATE_DIM, self.layout.beliefs], dim=1)
+        logits = self._logits(image_h, self.vocab.vision, image)  # (N, 80, V)
+        best, ids = logits.max(-1)
+        unsure = 1 - (best - logits.logsumexp(-1)).exp().mean(1)  # (N,)
+        moved = expected_bin(self._logits(state_h, self.vocab.state).softmax(-1)) - self.vocab.state.size // 2
+        state = (state + moved).clamp(0, self.vocab.state.size - 1)  # (N, P) bins
+        return self._future(ids, state, self._belief(belief_h), unsure, image_h, image)
+
+    def _future(
+        self, image: Tensor, state: Tensor, belief: Belief, unsure: Tensor, hidden: Tensor, before: Tensor
+    ) -> Imagination:
+        """N futures of one step, every field (N, 1, ...)."""
+        step = Imagination(
+            actions=state.new_empty(0), main_ids=image[:, :MAIN_IDS], wrist_ids=image[:, MAIN_IDS:],
+            state=self.layout.from_bins(state), value=belief.value, success=belief.success, held=belief.held,
+            keypoints=belief.keypoints, uncertainty=unsure, hidden=hidden, before=before,
+        )  # fmt: skip
+        return replace(step, **{f.name: getattr(step, f.name).unsqueeze(1) for f in fields(step)})
+
+    def _bins(self, future: Imagination) -> Tensor:
+        return self.layout.to_bins(future.state[:, 0])
+
+    def _belief(self, h: Tensor) -> Belief:
+        """h (R, 15, width). The value is a mean over all its ids, because what is asked for is an expectation of
+        two different ends; a place or an angle is the mean around the likeliest id."""
+        value_h, flags_h, points_h = h.split([1, FLAGS, KEYPOINT_IDS], dim=1)
+        value = self._logits(value_h[:, 0], self.vocab.value).softmax(-1)  # (R, 64)
+        worth = torch.linspace(0, 1, self.vocab.value.size, device=h.device)
+        mean = value @ worth
+        flags = self._logits(flags_h, self.layout.flag).softmax(-1)[..., 1]  # (R, 2)
+        points = self._logits(points_h, self.vocab.state).softmax(-1)  # (R, 12, 256)
+        bins = torch.arange(points.shape[-1], device=h.device, dtype=torch.float32)
+        std = (points @ bins.square() - (points @ bins).square()).clamp_min(0).sqrt()  # (R, 12) bins
+        origin = self.layout.points_from_bins(torch.zeros_like(std))
+        return Belief(
+            value=mean,
+            value_std=(value @ worth.square() - mean.square()).clamp_min(0).sqrt(),
+            success=flags[:, 0],
+            held=flags[:, 1],
+            keypoints=self.layout.points_from_bins(expected_bin(points)),
+            keypoints_std=self.layout.points_from_bins(std) - origin,
+        )
+
+    # ---------------------------------------------------------------------------------------------- frames
+
+    def frames(self, ids: Tensor) -> Tensor:
+        """Local ids (..., 64 or 16) -> frames (..., h, w, 3) u8."""
+        return self.frame_tokenizer.decode(ids.to(self.device))
+
+    @torch.inference_mode()
+    def paint(self, imagination: Imagination, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Frames of some futures, from the mean latent under each id's distribution, which is 1 to 2 dB nearer the
+        truth than the likeliest id: main (n, H, 64, 64, 3), wrist (n, H, 32, 32, 3) u8."""
+        hidden, before = imagination.hidden[rows], imagination.before[rows]
+        if not hidden.shape[-1]:  # spelled id by id
+            return self.frames(imagination.main_ids[rows]), self.frames(imagination.wrist_ids[rows])
+        probs = self._logits(hidden, self.vocab.vision, before).softmax(-1)  # (n, H, 80, V)
+        latents = probs @ self.frame_tokenizer.codes()  # (n, H, 80, d)
+        paint = self.frame_tokenizer.decode_latents
+        return paint(latents[:, :, :MAIN_IDS]), paint(latents[:, :, MAIN_IDS:])
+
+    # ---------------------------------------------------------------------------------------------- inside
+
+    def _embed(self, ids: Tensor, slots: Tensor, kinds: Tensor | int) -> Tensor:
+        """ids (B, L), slots (L,) with -1 for none, kinds (L,) or one for all -> (B, L, width)."""
+        slots = torch.where(slots < 0, self.layout.num_slots, slots).to(ids.device)
+        kinds = torch.as_tensor(kinds).expand(len(slots)).to(ids.device)
+        return self.transformer.embed(ids) + (self.slots(slots) + self.kinds(kinds))
+
+    def _run(
+        self, ids: Tensor, slots: Tensor, kinds: Tensor | int, positions: Tensor,
+        pieces: tuple[Piece, ...] | None = None, past: KV | None = None,
+    ) -> tuple[Tensor, KV]:  # fmt: skip
+        with self.autocast():
+            return self.transformer(self._embed(ids, slots, kinds), positions.to(ids.device), pieces, past)
+
+    def _logits(self, h: Tensor, block: Block, current: Tensor | None = None) -> Tensor:
+        """h (..., n, width) -> (..., n, size) f32 over the ids of a block, in local order.
+
+        current (..., n): the local numbers that drafts started from; a learned gate favours keeping them.
+        """
+        with self.autocast():
+            logits = self.transformer.logits(h, slice(block.lowest, block.stop))
+            if block.step < 0:
+                logits = logits.flip(-1)
+            if current is None:
+                return logits
+            return logits.scatter_add(-1, current[..., None], self.copy_gate(h).float())
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            yield
+
+    def _random_vision(self, shape: torch.Size) -> Tensor:
+        return self.vocab.vision.encode(torch.randint(self.vocab.vision.size, shape, device=self.device))
