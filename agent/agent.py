@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from agent.planner import Plan, Planner, PlannerConfig
 from envs.types import Obs, check_action
 from world_model import checkpoint
 from world_model.model import History, WorldModel
+from world_model.tokens.text import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,13 @@ class ModelPolicy:
 
     text: encodes an instruction.           known: the instructions that the model was trained on.
     execute: control steps of a chunk that the loop carries out before it asks again; divides `chunk`.
-    sha256: of the checkpoint's manifest, for reports.
     """
 
     model: WorldModel
-    text: Any
+    text: TextTokenizer
     known: tuple[str, ...]
     execute: int = 2
     chunk: int = 8
-    sha256: str = ""
 
     def __post_init__(self) -> None:
         if self.execute < 1 or self.chunk % self.execute:
@@ -74,7 +72,7 @@ class ModelPolicy:
     def load(cls, folder: Path | str, execute: int = 2, device: str = "auto") -> ModelPolicy:
         """From a checkpoint folder. Raises CheckpointError, which names the file and what to do."""
         loaded = checkpoint.load(Path(folder), pick_device(device))
-        return cls(loaded.model.eval(), loaded.text, tuple(loaded.meta["instructions"]), execute)
+        return cls(loaded.model, loaded.text, tuple(loaded.meta["instructions"]), execute, loaded.actions.chunk)
 
     def init(self, instruction: str, seed: int = 0) -> AgentState:
         """The state before the first observation. Warns when the model was never trained on the instruction."""

@@ -8,7 +8,6 @@ and a report. Exits with 1 where the task was not done.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
@@ -25,9 +24,10 @@ from tqdm import tqdm
 
 from agent.actors import EnvConfig, PolicyConfig, build, make_env, make_policy
 from agent.agent import ModelPolicy, PlanningPolicy
+from agent.evaluate import EvaluateConfig, Outcome, identity, make_report, table
 from agent.picture import Film, Future, Moment, draw, film, sheet
 from agent.planner import Plan
-from agent.verb import clear_errors, versions
+from agent.verb import clear_errors, write_whole
 from envs import preflight
 from envs.types import CONTROL_HZ
 from policies.base import Rollout, Step, rollout
@@ -35,7 +35,6 @@ from world_model.model import WorldModel
 
 CAMERA = 320  # pixels, the real camera in the film
 SHEET_CAMERA = 128  # pixels, in the picture of one decision
-REPORTED_VERSIONS = ("nextstate", "torch", "mujoco", "robosuite", "gymnasium", "numpy")
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,8 @@ class Recorder:
 def next_frame(model: WorldModel, plan: Plan, row: int) -> np.ndarray:
     """What candidate `row` was imagined to lead to one chunk later, (64, 64, 3) u8."""
     imagined, index = plan.imagination_of(row)
-    return np.asarray(model.frames(imagined.main_ids[index, 0]))
+    main, _ = model.paint(imagined, slice(index, index + 1))  # (1, H, 64, 64, 3)
+    return main[0, 0].cpu().numpy()
 
 
 def run(cfg: DemoConfig) -> tuple[dict[str, Any], list[Path]]:
@@ -120,7 +120,7 @@ def run(cfg: DemoConfig) -> tuple[dict[str, Any], list[Path]]:
             draw_decision(picture, env, policy.acting.model, recorder.widest, cfg.futures)
             written.append(picture)
         report = describe(cfg, result, world.criterion) | {"seconds": round(time.perf_counter() - began, 1)}
-    paper.write_text(json.dumps(report, indent=1) + "\n")
+    write_whole(paper, json.dumps(report, indent=1) + "\n")
     return report, [*written, paper]
 
 
@@ -147,38 +147,17 @@ def draw_decision(path: Path, env: gym.Env, model: WorldModel, decision: Decisio
 
 
 def describe(cfg: DemoConfig, result: Rollout, criterion: str) -> dict[str, Any]:
-    """The report, of JSON types."""
-    episode, seconds = result.episode, result.decision_seconds
-    manifest = Path(cfg.policy.checkpoint) / "manifest.json"  # it holds the hash of every file
-    return {
-        "env": cfg.env.id, "policy": cfg.policy.name, "instruction": episode.instruction, "split": cfg.env.split,
-        "seed": cfg.seed, "success": bool(episode.success[-1]), "criterion": criterion, "steps": len(episode),
-        "progress": round(float(episode.progress[-1]), 4), "score": result.score,
-        "decisions": len(seconds), "late_decisions": result.late_decisions,
-        "seconds_per_decision": {"median": float(np.median(seconds)), "p95": float(np.quantile(seconds, 0.95))},
-        "checkpoint": {
-            "path": cfg.policy.checkpoint, "sha256": hashlib.sha256(manifest.read_bytes()).hexdigest()
-        },
-        "versions": versions(*REPORTED_VERSIONS),
-    }  # fmt: skip
-
-
-def table(report: dict[str, Any], written: list[Path]) -> str:
-    """The report, for people."""
-    seconds = report["seconds_per_decision"]
-    rows = [
-        ("task", f"{report['instruction']} ({report['env']}, split {report['split']}, seed {report['seed']})"),
-        ("result", f"{'success' if report['success'] else 'FAILED'} after {report['steps']} control steps"),
-        ("success means", report["criterion"]),
-        *((name, f"{value:.3g}") for name, value in report["score"].items()),
-        ("decisions", f"{report['decisions']} by {report['policy']}, {report['late_decisions']} late"),
-        ("a decision", f"{seconds['median']:.2f} s median, {seconds['p95']:.2f} s at the 95th percentile"),
-        ("in all", f"{report['seconds']:.0f} s"),
-        ("checkpoint", f"{report['checkpoint']['path']}, sha256 {report['checkpoint']['sha256'][:12]}"),
-        *(("written", str(path)) for path in written),
-    ]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+    """The report of one episode: what evaluation reports, and how this one ended."""
+    episode = result.episode
+    outcome = Outcome(
+        cfg.seed, bool(episode.success[-1]), len(episode), float(episode.progress[-1]), result.score,
+        result.late_decisions, result.decision_seconds.tolist(),
+    )  # fmt: skip
+    settings = EvaluateConfig(cfg.env, cfg.policy, cfg.seed, 1, str(cfg.out), 0)
+    checkpoint = identity(cfg.policy)
+    report = make_report(settings, [outcome], criterion, episode.instruction, checkpoint, "python -m agent.demo")
+    ending = {"success": outcome.success, "steps": outcome.steps, "score": outcome.score}
+    return {**ending, "decisions": len(outcome.decision_seconds), **report}
 
 
 def from_hydra(cfg: DictConfig) -> DemoConfig:
@@ -194,7 +173,8 @@ def main(cfg: DictConfig) -> None:
     with clear_errors():
         preflight.require()
         report, written = run(from_hydra(cfg))
-        print("\n" + table(report, written))
+        print(table(report))
+        print(f"{report['seconds']:.0f} s in all. Written: {', '.join(str(path) for path in written)}")
     sys.exit(0 if report["success"] else 1)
 
 

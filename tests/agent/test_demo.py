@@ -74,8 +74,10 @@ class Model:
             value=value, success=torch.zeros_like(value), uncertainty=torch.zeros_like(value), main_ids=ids
         )
 
-    def frames(self, ids):
-        return torch.full((64, 64, 3), int(ids.flatten()[0]), dtype=torch.uint8)
+    def paint(self, imagined, rows):
+        brightness = imagined.main_ids[rows, :, 0].to(torch.uint8)  # (n, H)
+        frames = brightness[..., None, None, None].expand(*brightness.shape, 64, 64, 3)
+        return frames, frames[..., :32, :32, :]
 
 
 class Text:
@@ -113,17 +115,15 @@ def test_everything_is_written(tmp_path, world):
         assert (stream.codec_context.name, stream.pix_fmt, int(stream.average_rate)) == ("h264", "yuv420p", 20)
         assert stream.height >= 256 and sum(1 for _ in container.decode(stream)) == STEPS
     assert written[1].stat().st_size > 5000
-    text = demo.table(report, written)
-    assert "success after 12 control steps" in text and "fold.mp4" in text
 
 
 def test_the_report_tells_what_happened(tmp_path, world):
     """Catches fields that evaluation has and the demo lacks."""
     report, _ = demo.run(config(tmp_path))
     assert report["success"] is True and report["steps"] == STEPS and report["decisions"] == STEPS // 2
-    assert report["late_decisions"] == 0 and set(report["seconds_per_decision"]) == {"median", "p95"}
+    assert report["late_decisions"] == 0 and report["seconds_per_decision"]["median"] > 0
     assert len(report["checkpoint"]["sha256"]) == 64 and report["versions"]["torch"] == torch.__version__
-    assert report["score"] == {"softgym": 0.9} and report["criterion"] == World.criterion
+    assert report["score"] == {"softgym": 0.9} and report["seeds"] == [0] and report["criterion"] == World.criterion
 
 
 def test_imagined_frames_are_shown_when_they_are_due(tmp_path, world, monkeypatch):
