@@ -20,11 +20,12 @@ from robosuite.utils.mjcf_utils import xml_path_completion
 from scipy.spatial.transform import Rotation
 
 from envs import meshes
+from envs.rendering import Renderer
 from envs.types import ACTION_DIM, CONTROL_HZ, MAIN_SIZE, STATE_DIM, WRIST_SIZE, Scene, check_action, check_finite
 
 TABLE_HEIGHT = 0.8
 SUPERSAMPLE = {"main": 2, "wrist": 3}  # rendered this many times larger, then averaged: cheaper than multisampling
-POINTING_DOWN = Rotation.from_matrix([[1, 0, 0], [0, -1, 0], [0, 0, -1]])
+POINTING_DOWN = Rotation.from_matrix([[0, 1, 0], [1, 0, 0], [0, 0, -1]])
 SPLITS = ("train", "seen", "unseen")  # `seen` has the ranges of `train` and other seeds; `unseen` leaves the ranges
 
 
@@ -42,7 +43,7 @@ class Look:
     @classmethod
     def draw(cls, rng: np.random.Generator, unseen: bool) -> Look:
         """One look. The camera of the training ranges moves by millimetres, that of `unseen` by centimetres."""
-        textures = ("red-wood", "gray-woodgrain") if unseen else ("ceramic", "light-wood", "white-plaster", "gray-felt")
+        textures = ("red-wood", "gray-felt") if unseen else ("ceramic", "light-wood", "white-plaster", "gray-woodgrain")
         shift = rng.uniform(-1, 1, 3) * 0.005
         if unseen:
             shift = rng.uniform(0.01, 0.02, 3) * rng.choice([-1, 1], 3)
@@ -111,7 +112,7 @@ class Tabletop(gym.Env):
         )
         self.action_space = gym.spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
         self._world: ManipulationEnv | None = None
-        self._renderers: dict[int, mujoco.Renderer] = {}
+        self._renderer = Renderer()
         self._steps = 0
 
     # gymnasium's interface
@@ -125,13 +126,12 @@ class Tabletop(gym.Env):
         self._draw(rng)
 
         def edit(xml: str) -> str:
-            root = ElementTree.fromstring(meshes.cheapen(xml))
+            root = ElementTree.fromstring(xml)
             root.find("option").set("timestep", str(self.timestep))
             look.apply(root)
             self._edit(root)
-            return ElementTree.tostring(root, encoding="unicode")
+            return meshes.cheapen(ElementTree.tostring(root, encoding="unicode"))  # last: it shrinks what was chosen
 
-        self._close_renderers()
         if self._world is None:
             self._world = self._build()
         world = self._world
@@ -141,6 +141,7 @@ class Tabletop(gym.Env):
         world._load_model()
         world._initialize_sim()
         world._observables = {}
+        self._renderer.load(self._model)
         world._reset_internal()
         world.model_timestep = self.timestep
         self._steps = 0
@@ -177,7 +178,7 @@ class Tabletop(gym.Env):
 
     def close(self) -> None:
         """Free the rendering contexts and the simulation."""
-        self._close_renderers()
+        self._renderer.close()
         self._world = None
 
     # exact state
@@ -297,29 +298,10 @@ class Tabletop(gym.Env):
         }  # fmt: skip
 
     def _render(self, camera: str, size: int) -> np.ndarray:
-        if size not in self._renderers:
-            self._model.vis.global_.offwidth = self._model.vis.global_.offheight = size
-            renderer = mujoco.Renderer(self._model, size, size)
-            renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-            renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-            self._renderers[size] = renderer
-        renderer = self._renderers[size]
-        renderer.update_scene(self._data, camera, _VISIBLE)
-        return renderer.render()
-
-    def _close_renderers(self) -> None:
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers = {}
+        return self._renderer.render(self._data, camera, size)
 
 
 _CONTROLLER_MEMORY = ("goal_pos", "goal_ori", "relative_ori", "ori_ref", "kp", "kd", "torques", "new_update")
-
-_VISIBLE = mujoco.MjvOption()
-_VISIBLE.geomgroup[:] = 0
-_VISIBLE.geomgroup[1] = 1  # robosuite keeps visual geoms in group 1, collision geoms in group 0
-_VISIBLE.sitegroup[:] = 0
-_VISIBLE.flexgroup[:] = 1
 
 
 def _numbers(values) -> str:

@@ -22,7 +22,7 @@ NUM_KEYPOINTS = 4  # cloth corners; a task with fewer leaves the rest NaN
 CONTROL_HZ = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scene:
     """What only the simulator knows. Experts and labels read it; a learned policy never does.
 
@@ -39,6 +39,15 @@ class Scene:
     stage: int
     opening: float
     gripper: np.ndarray
+
+    def __eq__(self, other: object) -> bool:
+        """Equal in every bit; an unused keypoint (NaN) equals an unused one. gymnasium's checker asks for it."""
+        if not isinstance(other, Scene):
+            return NotImplemented
+        return all(
+            np.array_equal(np.asarray(a, float), np.asarray(b, float), equal_nan=True)
+            for a, b in ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        )
 
 
 @dataclass(frozen=True)
