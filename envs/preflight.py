@@ -64,13 +64,12 @@ def rendering_problem() -> str:
     display_of = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p)(display_of)
     egl.eglInitialize.restype = ctypes.c_uint
     egl.eglInitialize.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
-    egl.eglTerminate.argtypes = [ctypes.c_void_p]
     devices, count = (ctypes.c_void_p * MAX_DEVICES)(), ctypes.c_int(0)
     if query(MAX_DEVICES, ctypes.byref(devices), ctypes.byref(count)):
         for device in devices[: count.value]:
             display = display_of(EGL_EXTENSIONS_DEVICE, device, None)
+            # not terminated afterwards: the display belongs to the whole process, and MuJoCo may be using it
             if display and egl.eglInitialize(display, None, None):
-                egl.eglTerminate(display)
                 return ""
     return "a Mesa driver for headless rendering (EGL finds no device that works)"
 
