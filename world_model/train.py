@@ -1,0 +1,375 @@
+"""Train the world model on collected episodes: `python -m world_model.train`.
+
+Run the same command again to go on after an interruption; on a CPU the result is the same to the bit. Writes into
+`out`: `step-*`, the newest two states of training, `last`, which names the one to go on from, `metrics.json`,
+`imagined.png`, and in the end `checkpoint`, the folder to act with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import hydra
+import numpy as np
+import torch
+import wandb
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from tqdm import tqdm
+
+from envs.store import EpisodeError, EpisodeStore
+from envs.types import Episode
+from world_model import checkpoint, held_out
+from world_model.checkpoint import CheckpointError
+from world_model.model import LossWeights, ModelConfig, WorldModel, fast_precision
+from world_model.tokens.actions import ActionTokenizer
+from world_model.tokens.frames import FrameTokenizer, TokenizerError, write_whole
+from world_model.tokens.sequence import Tracks, chunks, encode_frames
+from world_model.tokens.text import TextTokenizer
+from world_model.tokens.vocab import Vocab
+from world_model.transformer import TransformerConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """configs/train.yaml says what each of these means."""
+
+    data: tuple[str, ...]
+    tokenizer: str
+    out: str
+    cache: str
+    model: ModelConfig
+    coefs: tuple[int, ...]
+    text_size: int
+    discount: float
+    held_out: int
+    steps: int
+    minutes: float
+    batch: int
+    window: int
+    first_steps: int
+    learning_rate: float
+    warmup: float
+    weight_decay: float
+    clip: float
+    id_dropout: float
+    measured_windows: int
+    log_every: int
+    loss_every: int
+    checkpoint_seconds: float
+    seed: int
+    threads: int
+    precision: str
+    device: str
+    wandb: str
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", "bf16", "fp32") or self.wandb not in ("disabled", "offline", "online"):
+            raise ValueError("`precision` must be auto, bf16 or fp32, and `wandb` disabled, offline or online")
+        if min(self.steps, self.batch, self.window, self.measured_windows) < 1 or self.held_out < 2:
+            raise ValueError("`held_out` must be at least 2; steps, batch, window and measured_windows positive")
+
+    def recipe(self) -> str:
+        """The settings that a half-finished run must share with the one that takes it up."""
+        leave_out = ("out", "cache", "measured_windows", "log_every", "loss_every", "checkpoint_seconds", "threads",
+                     "precision", "device", "wandb")  # fmt: skip
+        return json.dumps({k: v for k, v in asdict(self).items() if k not in leave_out}, sort_keys=True)
+
+
+# -------------------------------------------------------------------------------------------------- data
+
+
+@dataclass(frozen=True)
+class Data:
+    """Tokenized episodes and the tokenizers that were made from the training ones."""
+
+    train: Tracks
+    held_out: Tracks
+    model: WorldModel
+    text: TextTokenizer
+    about: dict  # for the checkpoint's meta
+
+
+def prepare(config: TrainConfig, device: torch.device) -> Data:
+    """Read every episode once, fit the text and action tokenizers on the training ones, build the model."""
+    frames = FrameTokenizer.load(config.tokenizer, device)
+    episodes: dict[bool, list[tuple[Episode, np.ndarray]]] = {False: [], True: []}
+    stores = [(EpisodeStore(folder), i, name) for folder in config.data
+              for i, name in enumerate(EpisodeStore(folder).names())]  # fmt: skip
+    for store, i, name in tqdm(stores, desc="reading episodes", unit="episode"):
+        episode = store.read(name)
+        image = frame_ids(config, store.path(name), episode, frames)
+        # Only the small parts are kept; the frames of a whole data set would not fit in memory.
+        lean = replace(episode, main=np.broadcast_to(np.uint8(0), episode.main.shape),
+                       wrist=np.broadcast_to(np.uint8(0), episode.wrist.shape))  # fmt: skip
+        episodes[i % config.held_out == 0].append((lean, image))
+    training = [episode for episode, _ in episodes[False]]
+    if not training:
+        raise EpisodeError(f"no two episodes under {', '.join(config.data)}: run `python -m agent.collect` first")
+
+    text = TextTokenizer.train([t for e in training for t in (e.instruction, *e.subtask_names)], config.text_size)
+    actions = ActionTokenizer.fit(sample_chunks(training), coefs=config.coefs)
+    vocab = Vocab.native(text.size, frames.vision_size, actions.chunk)
+    text = text.within(vocab.text)
+    torch.manual_seed(config.seed)
+    model = WorldModel(config.model, vocab, frames, actions).to(device)
+    train, test = (
+        Tracks.join([Tracks.of(e, model.layout, image, actions, text, config.discount) for e, image in episodes[held]])
+        for held in (False, True)
+    )
+    about = {
+        "instructions": sorted({e.instruction for e in training}), "env_ids": sorted({e.env_id for e in training}),
+        "episodes": {"train": len(training), "held_out": len(episodes[True])}, "control_steps": len(train),
+        "discount": config.discount,
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy", "safetensors")},
+    }  # fmt: skip
+    return Data(train, test, model, text, about)
+
+
+def frame_ids(config: TrainConfig, path: Path, episode: Episode, frames: FrameTokenizer) -> np.ndarray:
+    """(T + 1, 80) i16, kept on disk under the hashes of the episode and of the frame tokenizer's weights."""
+    key = hashlib.sha256(_digest(path) + fingerprint(frames).encode()).hexdigest()[:24]
+    kept = Path(config.cache) / f"{key}.npy"
+    if kept.exists():
+        return np.load(kept, allow_pickle=False)
+    image = encode_frames(episode, frames)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    beside = kept.with_suffix(".part.npy")
+    np.save(beside, image, allow_pickle=False)
+    beside.replace(kept)
+    return image
+
+
+def _digest(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).digest()
+
+
+@lru_cache(maxsize=4)
+def fingerprint(frames: FrameTokenizer) -> str:
+    """Of the weights that decide ids."""
+    sha = hashlib.sha256()
+    for name, value in sorted(frames.state_dict().items()):
+        sha.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def sample_chunks(episodes: list[Episode], most: int = 50_000) -> torch.Tensor:
+    """Executed and advised chunks (n, M, A) to fit the action bins on."""
+    every = [chunks(a, 8)[:-1] for e in episodes for a in (e.action, e.expert)]
+    found = np.concatenate([c[np.isfinite(c).all((1, 2))] for c in every])
+    return torch.from_numpy(found[:: max(1, len(found) // most)])
+
+
+def batch_starts(config: TrainConfig, rows: int, step: int) -> np.ndarray:
+    """Which windows step number `step` learns from, (batch,): shuffled anew each epoch. The step alone decides."""
+    place = step * config.batch + np.arange(config.batch)
+    return np.array([_shuffled(rows, config.seed, int(p // rows))[p % rows] for p in place])
+
+
+@lru_cache(maxsize=2)
+def _shuffled(rows: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(rows)
+
+
+# -------------------------------------------------------------------------------------------------- training
+
+
+def make_optimizer(config: TrainConfig, model: WorldModel) -> torch.optim.AdamW:
+    """AdamW; matrices decay, embeddings and norms do not."""
+    decay, plain = [], []
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            table = name.startswith(("slots", "kinds", "transformer.embed_tokens"))
+            (plain if table or p.dim() < 2 else decay).append(p)
+    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
+
+
+def learning_rate(config: TrainConfig, progress: float) -> float:
+    """Linear warm-up over the first `warmup` of training, then a cosine to zero. progress in [0, 1]."""
+    if progress < config.warmup:
+        return config.learning_rate * max(progress, 1e-3) / config.warmup
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training is: steps done, seconds spent in them."""
+
+    step: int = 0
+    seconds: float = 0.0
+
+    def share(self, config: TrainConfig) -> float:
+        """Of the whole training, in [0, 1]: of its time where `minutes` is set, else of its steps."""
+        done = self.seconds / (60 * config.minutes) if config.minutes else self.step / config.steps
+        return min(done, 1.0)
+
+
+def train(config: TrainConfig, data: Data) -> Iterator[tuple[Progress, dict[str, float]]]:
+    """Go on from what `out` holds to the end; yields progress and the losses of every step."""
+    model, out = data.model, Path(config.out)
+    adam = make_optimizer(config, model)
+    progress = resume(config, model, adam)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    saved = time.monotonic()
+    model.train()
+    while progress.share(config) < 1:
+        began = time.monotonic()
+        # The step alone decides its data and its randomness, so that nothing else has to be kept to resume.
+        torch.manual_seed(config.seed * 1_000_003 + progress.step)
+        first = int(torch.randint(config.first_steps + 1, ()))
+        window = data.train.window(batch_starts(config, len(data.train), progress.step), config.window)
+        for group in adam.param_groups:
+            group["lr"] = learning_rate(config, progress.share(config))
+        losses = model.loss(window.to(model.device), first, config.id_dropout)
+        adam.zero_grad(set_to_none=True)
+        losses.total.backward()
+        nn.utils.clip_grad_norm_(trained, config.clip)
+        adam.step()
+        progress = Progress(progress.step + 1, progress.seconds + time.monotonic() - began)
+        if not math.isfinite(losses.total.item()):
+            raise FloatingPointError(
+                f"the loss of step {progress.step} is not finite: lower `learning_rate`; {out / 'last'} is untouched"
+            )
+        # Once in a while: save.
+        if progress.share(config) >= 1 or time.monotonic() - saved > config.checkpoint_seconds:
+            save(config, data, adam, progress)
+            saved = time.monotonic()
+        yield progress, {"loss": losses.total.item(), **{k: v.item() for k, v in losses.parts.items()}}
+    model.eval()
+
+
+def save(config: TrainConfig, data: Data, adam: torch.optim.AdamW, progress: Progress) -> None:
+    """A new folder with all that the next step depends on; `last` names it once it is whole."""
+    folder = Path(config.out) / f"step-{progress.step:07d}"
+    moments = {
+        f"{key}/{name}": adam.state[p][key]
+        for name, p in data.model.named_parameters() if p in adam.state for key in ("exp_avg", "exp_avg_sq")
+    }  # fmt: skip
+    meta = {**data.about, "training": {"recipe": config.recipe(), "step": progress.step, "seconds": progress.seconds}}
+    if folder.exists():  # left by a run that was killed before `last` named it
+        shutil.rmtree(folder)
+    checkpoint.save(folder, data.model, data.text, meta, moments)
+    checkpoint.point(Path(config.out), folder)
+
+
+def resume(config: TrainConfig, model: WorldModel, adam: torch.optim.AdamW) -> Progress:
+    """Take up what `save` wrote; a fresh start where there is nothing."""
+    folder = checkpoint.last(Path(config.out))
+    if folder is None:
+        return Progress()
+    loaded, moments = checkpoint.load(folder), checkpoint.load_training(folder)
+    about = loaded.meta["training"]
+    if about["recipe"] != config.recipe():
+        raise ValueError(f"{folder} belongs to a training with other settings: choose another `out` or delete it")
+    if loaded.vocab != model.vocab or loaded.actions != model.actions:
+        raise ValueError(f"{folder} was trained on other episodes than these: choose another `out` or delete it")
+    model.load_state_dict(loaded.model.state_dict())
+    for name, p in model.named_parameters():
+        if f"exp_avg/{name}" in moments:
+            kept = {key: moments[f"{key}/{name}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")}
+            adam.state[p] = {"step": torch.tensor(float(about["step"])), **kept}
+    return Progress(about["step"], about["seconds"])
+
+
+# -------------------------------------------------------------------------------------------------- the verb
+
+
+def run(config: TrainConfig) -> dict:
+    """Train or go on, measure, write everything into `out`; returns the figures."""
+    torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    device = choose_device(config.device)
+    data = prepare(config, device)
+    model = data.model
+    precisions = {"auto": fast_precision(device), "bf16": torch.bfloat16, "fp32": torch.float32}
+    model.precision = precisions[config.precision]
+    starts = held_out.pick(data.held_out, 2 * held_out.BATCH, config.window)
+    log = wandb.init(
+        project="nextstate", job_type="train", id=f"train-{out.resolve().name}", resume="allow", mode=config.wandb,
+        dir=str(out), config=asdict(config),
+    )  # fmt: skip
+
+    # Go!
+    smooth, bar = None, tqdm(total=1000, desc="training", bar_format="{l_bar}{bar}| {elapsed} < {remaining}{postfix}")
+    for progress, losses in train(config, data):
+        smooth = losses["loss"] if smooth is None else 0.95 * smooth + 0.05 * losses["loss"]
+        bar.update(int(1000 * progress.share(config)) - bar.n)
+        # Once in a while: say how it goes.
+        if progress.step % config.log_every == 0:
+            bar.set_postfix(step=progress.step, loss=f"{smooth:.4f}")
+            log.log({f"train/{name}": value for name, value in losses.items()}, step=progress.step)
+        # Once in a while: look at what was never trained on.
+        if progress.step % config.loss_every == 0:
+            found = held_out.losses(model, data.held_out, starts, config.window)
+            tqdm.write(summary(progress, losses, found))
+            log.log({f"held_out/{name}": value for name, value in found.items()}, step=progress.step)
+    bar.close()
+
+    model.eval()
+    starts = held_out.pick(data.held_out, config.measured_windows, config.window)
+    figures = {
+        **held_out.losses(model, data.held_out, starts, config.window),
+        **held_out.measure(model, data.held_out, config.measured_windows),
+    }
+    held_out.picture(model, data.held_out).save(out / "imagined.png")
+    write_whole(out / "metrics.json", json.dumps(figures, indent=1).encode())
+    last = checkpoint.load(checkpoint.last(out))
+    shutil.rmtree(out / "checkpoint", ignore_errors=True)
+    checkpoint.save(out / "checkpoint", model, data.text, {**last.meta, "figures": figures})
+    log.log({f"final/{k}": v for k, v in figures.items() if not isinstance(v, list)})
+    log.finish()
+    return figures
+
+
+def summary(progress: Progress, losses: dict[str, float], found: dict[str, float]) -> str:
+    names = ("next_image", "next_state", "expert_action", "value")
+    shown = "  ".join(f"{name} {losses[name]:.3f}/{found[f'{name}_nats']:.3f}" for name in names)
+    shuffled = found["next_image_nats_shuffled"]
+    return f"step {progress.step:6d}  trained/held out: {shown}  next_image, shuffled actions {shuffled:.3f}"
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes the accelerator where there is one."""
+    if name == "auto":
+        name = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    return torch.device(name)
+
+
+def to_config(raw: DictConfig) -> TrainConfig:
+    values = OmegaConf.to_container(raw, resolve=True)
+    model = values.pop("model")
+    transformer, weights = TransformerConfig(**model.pop("transformer")), LossWeights(**model.pop("weights"))
+    return TrainConfig(
+        **{**values, "data": tuple(values["data"]), "coefs": tuple(values["coefs"])},
+        model=ModelConfig(**model, transformer=transformer, weights=weights),
+    )
+
+
+@hydra.main(version_base=None, config_path="../configs", config_name="train")
+def main(raw: DictConfig) -> None:
+    try:
+        figures = run(to_config(raw))
+    except KeyboardInterrupt:
+        sys.exit("train: stopped; run the same command again to go on")
+    except (EpisodeError, CheckpointError, TokenizerError, FloatingPointError, ValueError, OSError) as error:
+        sys.exit(f"train: {error}")
+    print(held_out.table(figures))
+    print(f"\nwritten to {raw.out}")
+
+
+if __name__ == "__main__":
+    main()
