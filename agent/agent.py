@@ -103,7 +103,10 @@ class ModelPolicy:
         return replace(state, seen=(*state.seen, obs)[-keep - 1 :], done=state.done[-keep:])
 
     def history(self, state: AgentState) -> History:
-        """What the model reads: now, and one chunk ago with what was done since; only now in the first steps."""
+        """What the model reads of a state that has just seen: now, and one chunk ago with what was done since.
+
+        In the first M control steps only now.
+        """
         now = (state.seen[-1], None)
         if len(state.seen) <= self.chunk // self.execute:
             return History(state.instruction, (now,))

@@ -148,7 +148,7 @@ def sheet(path: Path, now: np.ndarray, futures: Sequence[Future], title: str, co
         true = np.full_like(future.imagined, 255) if future.true is None else _fit(future.true, future.imagined)
         gap = np.full((len(true), 2, 3), 255, np.uint8)
         axis.imshow(np.concatenate([future.imagined, gap, true], axis=1), interpolation="bicubic")
-        name = "  chosen" if future.chosen else "  without search" if future.own else ""
+        name = "  chosen" * future.chosen + "  without search" * future.own
         colour = [c / 255 for c in CHOSEN] if future.chosen else [c / 255 for c in OWN] if future.own else "black"
         axis.set_title(f"{future.score:.3f}{name}", fontsize=9, color=colour)
     figure.suptitle(f"{title}\neach future: imagined (left), what the simulator says follows (right)", fontsize=10)

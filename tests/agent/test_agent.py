@@ -11,6 +11,7 @@ from agent.agent import ModelPolicy, PlanningPolicy, decision_seed, pick_device
 from agent.objective import Objective
 from agent.planner import Planner, PlannerConfig
 from envs.types import Obs
+from world_model.checkpoint import CheckpointError
 
 M, A = 8, 7
 KNOWN = ("fold the cloth in half", "lift the cube")
@@ -185,3 +186,10 @@ def test_device():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device=auto"):
             pick_device("cuda")
+
+
+@pytest.mark.parametrize("kind", [ModelPolicy, PlanningPolicy])
+def test_a_missing_checkpoint_is_named(kind, tmp_path):
+    """Catches a traceback where a file name would do."""
+    with pytest.raises(CheckpointError, match="no checkpoint at .*nowhere"):
+        kind.load(tmp_path / "nowhere", device="cpu")

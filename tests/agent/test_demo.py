@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from agent import demo
-from agent.actors import EnvConfig, PolicyConfig
+from agent.actors import EnvConfig, PolicyConfig, build
 from agent.agent import ModelPolicy, PlanningPolicy
 from agent.objective import Objective
 from agent.picture import CHOSEN, HEADER, OWN, VIEW, Future, Moment, draw, film, sheet
@@ -194,10 +194,20 @@ def test_a_sheet_holds_any_number_of_futures(tmp_path):
         assert (tmp_path / f"{count}.png").stat().st_size > 0
 
 
+def compose(*overrides: str):
+    with hydra.initialize_config_dir(str(Path(__file__).parents[2] / "configs"), version_base="1.3"):
+        return demo.from_hydra(hydra.compose("demo", list(overrides)))
+
+
+def test_the_budget_in_the_yaml_is_the_default():
+    """Catches figures that differ between a verb and the library, and a budget that cannot be overridden."""
+    policy = compose("policy.decode=causal", "policy.planner.candidates=9").policy
+    assert build(PlannerConfig, policy.planner) == PlannerConfig(decode="causal", candidates=9)
+    assert build(Objective, policy.objective) == Objective()
+
+
 @pytest.mark.parametrize("name", ["fold_half", "lift"])
 def test_settings_compose(name):
     """Catches a group or a key that the verb and its YAML do not agree on."""
-    with hydra.initialize_config_dir(str(Path(__file__).parents[2] / "configs"), version_base="1.3"):
-        raw = hydra.compose("demo", [f"env={name}", "policy.execute=4", "seed=7", "split=unseen"])
-    cfg = demo.from_hydra(raw)
+    cfg = compose(f"env={name}", "policy.execute=4", "seed=7", "split=unseen")
     assert (cfg.env.name, cfg.env.split, cfg.policy.execute, cfg.seed) == (name, "unseen", 4, 7)
