@@ -10,11 +10,16 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --con
 export MUJOCO_GL ?= egl
 export LP_NUM_THREADS ?= 1
 
-# How much `make train` collects and trains. Fewer episodes are quicker and fold less often.
+# What `make train` makes. Fewer episodes and steps are quicker and fold less often.
+RUN ?= outputs/make_train
 FOLD_EPISODES ?= 300
 LIFT_EPISODES ?= 150
+MODEL ?= S
+TOKENIZER_STEPS ?= 3000
+TRAIN_STEPS ?= 6000
 EVAL_EPISODES ?= 50
-RUN ?= outputs/train
+DATA := data=[$(RUN)/data/fold,$(RUN)/data/lift]
+EVALUATE := policy=planner split=seen seed=1000 episodes=$(EVAL_EPISODES) checkpoint=$(RUN)/model/checkpoint
 
 .PHONY: help demo test train lint preflight
 .DEFAULT_GOAL := help
@@ -31,13 +36,13 @@ test: $(INSTALLED) ## run the tests
 lint: $(INSTALLED) ## check the style
 	$(BIN)/ruff check .
 
-train: $(INSTALLED) ## collect, train and evaluate from nothing; run it again to resume
-	$(BIN)/python -m agent.collect env=fold_half policy=scripted split=train seed=0 episodes=$(FOLD_EPISODES) out=$(RUN)/data/fold_half
-	$(BIN)/python -m agent.collect env=lift policy=scripted split=train seed=0 episodes=$(LIFT_EPISODES) out=$(RUN)/data/lift
-	$(BIN)/python -m world_model.train_tokenizer data=[$(RUN)/data/fold_half,$(RUN)/data/lift] out=$(RUN)/tokenizers
-	$(BIN)/python -m world_model.train data=[$(RUN)/data/fold_half,$(RUN)/data/lift] tokenizers=$(RUN)/tokenizers out=$(RUN)/model
-	$(BIN)/python -m agent.evaluate env=fold_half policy=planner checkpoint=$(RUN)/model split=seen seed=1000000 episodes=$(EVAL_EPISODES) out=$(RUN)/evaluate/fold_half
-	$(BIN)/python -m agent.evaluate env=lift policy=planner checkpoint=$(RUN)/model split=seen seed=1000000 episodes=$(EVAL_EPISODES) out=$(RUN)/evaluate/lift
+train: $(INSTALLED) ## collect, train and evaluate from nothing; run it again to go on where it stopped
+	$(BIN)/python -m agent.collect env=fold_half episodes=$(FOLD_EPISODES) out=$(RUN)/data/fold
+	$(BIN)/python -m agent.collect env=lift episodes=$(LIFT_EPISODES) out=$(RUN)/data/lift
+	$(BIN)/python -m world_model.train_tokenizer '$(DATA)' steps=$(TOKENIZER_STEPS) out=$(RUN)/tokenizer
+	$(BIN)/python -m world_model.train '$(DATA)' tokenizer=$(RUN)/tokenizer model=$(MODEL) steps=$(TRAIN_STEPS) out=$(RUN)/model
+	$(BIN)/python -m agent.evaluate env=fold_half $(EVALUATE) out=$(RUN)/evaluate/fold
+	$(BIN)/python -m agent.evaluate env=lift $(EVALUATE) out=$(RUN)/evaluate/lift
 
 preflight: ## is the system ready? (every other target asks this first)
 	@command -v $(PYTHON) >/dev/null || { echo "missing: Python. Install with: sudo apt-get install -y python3 python3-venv libegl1 libgl1-mesa-dri" >&2; exit 1; }

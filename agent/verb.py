@@ -20,9 +20,12 @@ class RunError(RuntimeError):
 
 def expected_errors() -> tuple[type[Exception], ...]:
     """What a user can cause and mend: bad settings, bad files, a full disk, a missing library."""
-    expected: tuple[type[Exception], ...] = (ValueError, OSError, EpisodeError, RunError)
-    checkpoint = sys.modules.get("world_model.checkpoint")  # only where a verb has loaded it: it takes torch along
-    return (*expected, checkpoint.CheckpointError) if checkpoint else expected
+    expected: list[type[Exception]] = [ValueError, OSError, EpisodeError, RunError]
+    # these come into being only where a verb has loaded the model, and torch with it
+    for module, name in (("world_model.checkpoint", "CheckpointError"), ("world_model.tokens.frames", "TokenizerError")):
+        if module in sys.modules:
+            expected.append(getattr(sys.modules[module], name))
+    return tuple(expected)
 
 
 @contextmanager

@@ -16,6 +16,14 @@ def test_expected_errors_become_one_line(error, monkeypatch):
     assert exit.value.code == "error: bad"
 
 
+def test_a_bad_checkpoint_is_expected():
+    """A damaged checkpoint that shows up as a bug with a traceback."""
+    from world_model.checkpoint import CheckpointError
+
+    with pytest.raises(SystemExit, match="damaged"), clear_errors():
+        raise CheckpointError("damaged")
+
+
 def test_bugs_keep_their_traceback():
     """A bug that hides behind a friendly line."""
     with pytest.raises(ZeroDivisionError), clear_errors():
