@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from envs.types import ACTION_DIM, CONTROL_HZ, STATE_DIM
-from world_model.model import ModelConfig, WorldModel
+from world_model.model import ModelConfig, WorldModel, fast_precision
 from world_model.tokens.actions import ActionTokenizer
 from world_model.tokens.frames import FrameTokenizer, write_whole
 from world_model.tokens.text import TextTokenizer
@@ -158,7 +158,9 @@ def load(folder: str | os.PathLike[str], device: torch.device | None = None) -> 
     unsound = [name for name, value in weights.items() if not torch.isfinite(value).all()]
     if unsound:
         raise CheckpointError(f"checkpoint {folder} holds weights that are not finite ({unsound[0]}): use an older one")
-    return Loaded(model.to(device).eval(), text, frames, actions, vocab, meta, sha256)
+    model = model.to(device).eval()
+    model.precision = fast_precision(model.device)
+    return Loaded(model, text, frames, actions, vocab, meta, sha256)
 
 
 def load_training(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -170,10 +172,11 @@ def load_training(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def point(run: Path, folder: Path, keep: int = 2) -> None:
-    """Let `run/last` name this folder inside `run`, then remove all but the newest `keep`."""
+    """Let `run/last` name this folder inside `run`, then remove all but the newest `keep`, and what a kill left."""
     write_whole(run / "last", folder.name.encode())
     _sync(run)
-    for old in sorted(p for p in run.glob("step-*") if p.is_dir())[:-keep]:
+    older = sorted(p for p in run.glob("step-*") if p.is_dir())[:-keep]
+    for old in (*older, *run.glob(".step-*.tmp")):
         shutil.rmtree(old)
 
 

@@ -1,0 +1,150 @@
+"""Training: resuming is exact, data order is a function of the step, and the verb writes what it says."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from envs.store import EpisodeError, EpisodeStore
+from world_model import checkpoint, held_out, train
+from world_model.tokens.frames import FrameConfig, FrameTokenizer
+
+CONFIGS = str(Path(__file__).parents[2] / "configs")
+
+
+@pytest.fixture
+def config(tmp_path, make_episode) -> train.TrainConfig:
+    store = EpisodeStore(tmp_path / "data")
+    for seed in range(4):
+        store.write(make_episode(seed, steps=56), f"episode-{seed}")
+    torch.manual_seed(0)
+    FrameTokenizer(FrameConfig(levels=(5, 5, 5), width=16, encoder_blocks=1, decoder_blocks=1)).save(tmp_path / "tok")
+    overrides = [
+        "model=debug", f"data=[{tmp_path / 'data'}]", f"tokenizer={tmp_path / 'tok'}", f"out={tmp_path / 'out'}",
+        "steps=6", "batch=3", "window=2", "held_out=2", "measured_windows=8", "loss_every=3", "id_dropout=0.1",
+        "checkpoint_seconds=0", "precision=fp32",
+    ]  # fmt: skip
+    with initialize_config_dir(CONFIGS, version_base=None):
+        return train.to_config(compose("train", overrides))
+
+
+def weights(data: train.Data) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in data.model.state_dict().items()}
+
+
+def go(config: train.TrainConfig, steps: int | None = None) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Train as a fresh process would, and be killed after `steps` steps of it."""
+    data = train.prepare(config, torch.device("cpu"))
+    losses = []
+    for progress, found in train.train(config, data):
+        losses.append(found["loss"])
+        if progress.step == steps:
+            break
+    return weights(data), losses
+
+
+def test_resuming_equals_never_having_stopped(config, tmp_path):
+    """Catches anything that the next step depends on and that is not kept: moments, data order, randomness."""
+    whole, losses = go(config)
+    again = replace(config, out=str(tmp_path / "again"))
+    _, first = go(again, steps=3)
+    resumed, rest = go(again)
+    assert first + rest == losses
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_a_kill_while_saving_loses_one_save(config):
+    """Catches a run that cannot go on because of a folder that `last` never came to name."""
+    go(config, steps=2)
+    out = Path(config.out)
+    (out / "step-0000003").mkdir()  # what a kill between the rename and `last` leaves behind
+    (out / ".step-0000004.1.tmp").mkdir()
+    _, losses = go(config)
+    assert len(losses) == 4 and checkpoint.last(out).name == "step-0000006" and not list(out.glob(".*.tmp"))
+
+
+def test_other_settings_do_not_mix(config):
+    """Catches a resumed run that silently goes on with other data or another learning rate."""
+    go(config, steps=1)
+    with pytest.raises(ValueError, match="other settings.*choose another `out`"):
+        go(replace(config, learning_rate=1e-4))
+
+
+def test_each_epoch_shows_every_window_once(config):
+    """Catches windows that are never or twice seen, and an order that depends on more than the step."""
+    rows, batch = 30, config.batch
+    epoch = np.concatenate([train.batch_starts(config, rows, step) for step in range(rows // batch)])
+    assert sorted(epoch) == list(range(rows))
+    other = np.concatenate([train.batch_starts(config, rows, step) for step in range(rows // batch, 2 * rows // batch)])
+    assert sorted(other) == list(range(rows)) and list(other) != list(epoch)
+    assert list(train.batch_starts(config, rows, 7)) == list(epoch[7 * batch : 8 * batch])
+
+
+def test_the_rate_warms_up_and_ends_at_zero(config):
+    """Catches a schedule that jumps or never ends."""
+    rates = [train.learning_rate(config, p) for p in np.linspace(0, 1, 101)]
+    peak = int(np.argmax(rates))
+    assert rates[peak] == pytest.approx(config.learning_rate, rel=0.01) and peak <= 4
+    assert rates[-1] < 1e-3 * config.learning_rate and all(np.diff(rates[peak:]) <= 0)
+
+
+def test_minutes_end_training(config):
+    """Catches a time budget that is not kept."""
+    _, losses = go(replace(config, minutes=1e-6, steps=10**6))
+    assert len(losses) == 1
+
+
+def test_the_verb_writes_what_it_says(config):
+    """Catches a run without figures, picture or checkpoint, and held-out episodes that are trained on."""
+    figures = train.run(config)
+    out = Path(config.out)
+    assert json.loads((out / "metrics.json").read_text()) == figures
+    assert (out / "imagined.png").stat().st_size > 1000
+    loaded = checkpoint.load(out / "checkpoint")
+    assert loaded.meta["instructions"] == ["fold the cloth in half"] and loaded.meta["figures"] == figures
+    assert loaded.meta["episodes"] == {"train": 2, "held_out": 2}
+    assert (out / "checkpoint" / "training.safetensors").exists() is False
+    assert len(figures["gripper_cm"]) == held_out.AHEAD and "id_accuracy_copy" in figures
+    assert "next_image_nats_shuffled" in figures and "gripper_cm" in held_out.table(figures)
+    assert train.run(config) == figures  # a finished run is only measured again
+
+
+def test_ids_on_disk_belong_to_the_tokenizer(config, tmp_path):
+    """Catches ids of an older tokenizer or an older episode being trained on."""
+    train.prepare(config, torch.device("cpu"))
+    kept = set((Path(config.cache)).iterdir())
+    train.prepare(config, torch.device("cpu"))
+    assert set(Path(config.cache).iterdir()) == kept and len(kept) == 4
+    torch.manual_seed(1)
+    FrameTokenizer(FrameConfig(levels=(5, 5, 5), width=16, encoder_blocks=1, decoder_blocks=1)).save(tmp_path / "tok")
+    train.prepare(config, torch.device("cpu"))
+    assert len(set(Path(config.cache).iterdir())) == 8
+
+
+def test_no_episodes_is_said_plainly(config, tmp_path):
+    """Catches a traceback where the user only forgot to collect."""
+    with pytest.raises(EpisodeError, match="run `python -m agent.collect` first"):
+        train.prepare(replace(config, data=(str(tmp_path / "none"),)), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["debug", "S", "M", "L"])
+def test_presets_are_sound(name):
+    """Catches a preset that does not build, or that is not of the size its name says."""
+    with initialize_config_dir(CONFIGS, version_base=None):
+        config = train.to_config(compose("train", [f"model={name}"])).model.transformer
+    per_layer = config.width * (2 * config.width + 2 * config.num_kv_heads * config.head_dim + 3 * config.hidden)
+    millions = (per_layer * config.num_layers + 1500 * config.width) / 1e6
+    low, high = {"debug": (0, 0.2), "S": (1.8, 2.6), "M": (6, 8), "L": (22, 30)}[name]
+    assert low < millions < high, millions
+
+
+def test_figures_are_right_where_they_can_be_known():
+    """Catches a calibration error or a correlation that is computed wrongly."""
+    assert held_out.calibration_error(np.array([0.05, 0.95]), np.array([0.05, 0.95])) == 0
+    assert held_out.calibration_error(np.array([0.9, 0.9]), np.array([0.0, 1.0])) == pytest.approx(0.4)
+    assert held_out.correlation(np.array([0.0, 1.0, 2.0]), np.array([0.0, 2.0, 4.0])) == 1.0
