@@ -22,9 +22,8 @@ def expected_errors() -> tuple[type[Exception], ...]:
     """What a user can cause and mend: bad settings, bad files, a full disk, a missing library."""
     expected: list[type[Exception]] = [ValueError, OSError, EpisodeError, RunError]
     # these come into being only where a verb has loaded the model, and torch with it
-    for module, name in (("world_model.checkpoint", "CheckpointError"), ("world_model.tokens.frames", "TokenizerError")):
-        if module in sys.modules:
-            expected.append(getattr(sys.modules[module], name))
+    late = (("world_model.checkpoint", "CheckpointError"), ("world_model.tokens.frames", "TokenizerError"))
+    expected += [getattr(sys.modules[module], name) for module, name in late if module in sys.modules]
     return tuple(expected)
 
 
