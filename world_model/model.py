@@ -47,6 +47,7 @@ class LossWeights:
     belief: float = 1.0
     causal: float = 1.0  # times the above, for the next-token reading of clean ids
     changed: float = 4.0  # times the image's, for ids that differ from the current frame's
+    causal_images: int = 1  # model steps at a window's end whose image is also read id by id: it is a third of the cost
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class WorldModel(nn.Module):
             nn.init.normal_(table.weight, std=std)
             table.weight[table.padding_idx] = 0
         if not self.config.slots:
-            self.slots.weight.zero_()
+            self.slots.requires_grad_(False).weight.zero_()
         nn.init.zeros_(self.copy_gate.weight)
         nn.init.constant_(self.copy_gate.bias, self.config.copy_bias)
         for block in (self.vocab.state, self.vocab.value, self.vocab.action):
@@ -181,7 +182,7 @@ class WorldModel(nn.Module):
 
     @staticmethod
     def _start_near(rows: Tensor, block: Block, features: Tensor, std: float) -> None:
-        near = F.normalize(features, dim=-1) @ torch.randn(features.shape[1], rows.shape[1])
+        near = F.normalize(features.to(rows.device), dim=-1) @ torch.randn(features.shape[1], rows.shape[1])
         noise = torch.randn_like(near)
         rows[block.ids()] = std * (0.9 * near / near.std() + 0.45 * noise)
 
@@ -195,8 +196,8 @@ class WorldModel(nn.Module):
         """Teach a batch of windows (B, S steps).
 
         first: number of the first model step, so that every rotary position a long imagination reaches is trained.
-        id_dropout: share of the clean image ids that are replaced by random ones on input, seen from the targets'
-        side only; it uses torch's global generator.
+        id_dropout: share of the clean image ids that are replaced by random ones on input; targets and drafts keep
+        the true ones. Draws from torch's global generator.
         """
         at, sequence = self.layout, Sequence(self.layout, window.action.shape[1])
         ids = sequence.ids(window)  # (B, L)
@@ -220,14 +221,15 @@ class WorldModel(nn.Module):
         expert_coefs, expert_gripper = window.expert[..., :-1], window.expert[..., -1:]
 
         vocab, w = self.vocab, self.config.weights
-        image_h = torch.cat([ahead(at.main), ahead(at.wrist)], dim=2)
+        spelled = slice(-w.causal_images, None) if w.causal_images else slice(0)
+        image_h = torch.cat([ahead(at.main), ahead(at.wrist)], dim=2)[:, spelled]
         next_h, next_state_h, next_belief_h = following.split([IMAGE_IDS, STATE_DIM, at.beliefs], dim=2)
         belief_h, action_h = act.split([at.beliefs, at.num_coefs + 1], dim=2)
         coefs, gripper = slice(at.action.start, at.action.stop - 1), slice(at.action.stop - 1, at.action.stop)
         smooth, exact = self._smooth_nats, self._nats
         moved = self._difference(state, next_state)
         terms = {  # name: (weight of an id, nats (B, S, n), which of them count (B, S, 1 or n))
-            "image": (w.image * w.causal, exact(image_h, vocab.vision, image), here),
+            "image": (w.image * w.causal, exact(image_h, vocab.vision, image[:, spelled]), here[:, spelled]),
             "state": (w.state * w.causal, smooth(ahead(at.state), vocab.state, state), here),
             "action": (w.action * w.causal, smooth(ahead(coefs), vocab.action, expert_coefs), advised),
             "gripper": (w.action * w.causal, exact(ahead(gripper), vocab.gripper, expert_gripper), advised),
