@@ -56,11 +56,12 @@ class PatchBlock(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
+        self.norm = nn.LayerNorm(width)
         self.widen, self.narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
         nn.init.zeros_(self.narrow.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.narrow(nn.functional.gelu(self.widen(x)))
+        return x + self.narrow(nn.functional.gelu(self.widen(self.norm(x))))
 
 
 class GridBlock(nn.Module):
@@ -68,14 +69,18 @@ class GridBlock(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.near = nn.Conv2d(width, width, 3, padding=1)
+        self.norm = nn.LayerNorm(width)
+        # a 3 x 3 convolution whose weight is kept as a matrix, so that Muon can orthogonalize its updates
+        self.near = nn.Parameter(torch.empty(width, 9 * width).uniform_(-1, 1) / (9 * width) ** 0.5)
         self.far = nn.Linear(width, width)
         self.mix = nn.Linear(width, width)
         nn.init.zeros_(self.mix.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        near = self.near(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # a view: the memory stays channels-last
-        return x + self.mix(nn.functional.gelu(near + self.far(x.mean((1, 2), keepdim=True))))
+        calm = self.norm(x)
+        kernel = self.near.unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)
+        near = nn.functional.conv2d(calm.permute(0, 3, 1, 2), kernel, padding=1).permute(0, 2, 3, 1)  # channels last
+        return x + self.mix(nn.functional.gelu(near + self.far(calm.mean((1, 2), keepdim=True))))
 
 
 class FrameTokenizer(nn.Module):
