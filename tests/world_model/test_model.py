@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from world_model.held_out import foresee, pick
-from world_model.model import History, Imagination
+from world_model.model import History, Imagination, WorldModel
 from world_model.tokens.sequence import Sequence
+from world_model.tokens.vocab import Vocab
 
 
 def hidden(world, window, ids=None):
@@ -230,6 +231,30 @@ def test_bfloat16_is_close(world, cache, candidates):
     rough = world.imagine(cache, candidates)
     torch.testing.assert_close(rough.value, exact.value, atol=0.05, rtol=0)
     assert (rough.state - exact.state)[..., :3].abs().max() < 0.02
+
+
+def test_the_layout_of_emu3_works_too(world, window, candidates):
+    """Catches a place that assumes blocks which count upwards, or ids that start at 0."""
+    torch.manual_seed(0)
+    vocab = Vocab.emu3(world.vocab.vision.size)
+    model = WorldModel(world.config, vocab, world.frame_tokenizer, world.actions)
+    instruction = torch.stack([model.layout.instruction_ids([5, 6])] * 4)
+    there = replace(window, instruction=instruction)
+    losses = model.loss(there)
+    losses.total.backward()
+    assert torch.isfinite(losses.total)
+    trained = model.transformer.embed_tokens.weight.grad.abs().sum(1) > 0
+    assert trained[vocab.action.ids()].all() and not trained[vocab.action.start + 1 : vocab.special.start].any()
+    cache = model.context(instruction[:1], [(window.image[:1, 0], window.state[:1, 0])], [])
+    assert model.imagine(cache, candidates).main_ids.max() < vocab.vision.size
+
+
+def test_slots_can_be_switched_off(world, window):
+    """Catches slot embeddings that come back by training."""
+    config = replace(world.config, slots=False)
+    model = WorldModel(config, world.vocab, world.frame_tokenizer, world.actions)
+    model.loss(window).total.backward()
+    assert model.slots.weight.grad is None and not model.slots.weight.any()
 
 
 def test_shape_errors_name_the_shape(world, cache, candidates, make_episode):
