@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -61,17 +60,11 @@ class PolicyConfig:
 def make_env(config: EnvConfig) -> gym.Env:
     """The environment. ValueError for an unknown id, split or option. Close it after use."""
     os.environ.setdefault("MUJOCO_GL", "egl")
-    # robosuite warns of optional robots at every start, in the middle of the progress bars
-    logging.getLogger("robosuite_logs").addFilter(_only_errors)
     try:
         # the checker of gymnasium costs time in every step; the tests run it once instead
         return gym.make(config.id, disable_env_checker=True, split=config.split, **config.options)
     except (gym.error.Error, TypeError) as error:
         raise ValueError(f"cannot make environment {config.id}: {error}") from error
-
-
-def _only_errors(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
 
 
 def make_expert(config: EnvConfig) -> Policy:
