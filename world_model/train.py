@@ -58,6 +58,7 @@ class TrainConfig:
     batch: int
     window: int
     first_steps: int
+    muon_rate: float
     learning_rate: float
     warmup: float
     weight_decay: float
@@ -185,22 +186,24 @@ def _shuffled(rows: int, seed: int, epoch: int) -> np.ndarray:
 # -------------------------------------------------------------------------------------------------- training
 
 
-def make_optimizer(config: TrainConfig, model: WorldModel) -> torch.optim.AdamW:
-    """AdamW; matrices decay, embeddings and norms do not."""
-    decay, plain = [], []
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            table = name.startswith(("slots", "kinds", "transformer.embed_tokens"))
-            (plain if table or p.dim() < 2 else decay).append(p)
-    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
+def make_optimizers(config: TrainConfig, model: WorldModel) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon (Jordan et al. 2024) for the matrices between hidden states, which learns as much in half the steps;
+    AdamW for embeddings, norms and the gate."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    hidden = [p for name, p in trained if ".layers." in name and p.dim() == 2]
+    others = [p for name, p in trained if not (".layers." in name and p.dim() == 2)]
+    return (
+        torch.optim.Muon(hidden, lr=config.muon_rate, momentum=0.95, weight_decay=config.weight_decay),
+        torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    )
 
 
-def learning_rate(config: TrainConfig, progress: float) -> float:
-    """Linear warm-up over the first `warmup` of training, then a cosine to zero. progress in [0, 1]."""
+def pace(config: TrainConfig, progress: float) -> float:
+    """Share of the full learning rate: linear warm-up over the first `warmup` of training, then a cosine to zero.
+    progress in [0, 1]."""
     if progress < config.warmup:
-        return config.learning_rate * max(progress, 1e-3) / config.warmup
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
+        return max(progress, 1e-3) / config.warmup
+    return 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
 
 
 @dataclass(frozen=True)
@@ -219,8 +222,8 @@ class Progress:
 def train(config: TrainConfig, data: Data) -> Iterator[tuple[Progress, dict[str, float]]]:
     """Go on from what `out` holds to the end; yields progress and the losses of every step."""
     model, out = data.model, Path(config.out)
-    adam = make_optimizer(config, model)
-    progress = resume(config, model, adam)
+    optimizers = make_optimizers(config, model)
+    progress = resume(config, model, optimizers)
     trained = [p for p in model.parameters() if p.requires_grad]
     saved = time.monotonic()
     model.train()
@@ -230,13 +233,14 @@ def train(config: TrainConfig, data: Data) -> Iterator[tuple[Progress, dict[str,
         torch.manual_seed(config.seed * 1_000_003 + progress.step)
         first = int(torch.randint(config.first_steps + 1, ()))
         window = data.train.window(batch_starts(config, len(data.train), progress.step), config.window)
-        for group in adam.param_groups:
-            group["lr"] = learning_rate(config, progress.share(config))
         losses = model.loss(window.to(model.device), first, config.id_dropout)
-        adam.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         losses.total.backward()
         nn.utils.clip_grad_norm_(trained, config.clip)
-        adam.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * pace(config, progress.share(config))
+            optimizer.step()
         progress = Progress(progress.step + 1, progress.seconds + time.monotonic() - began)
         if not math.isfinite(losses.total.item()):
             raise FloatingPointError(
@@ -244,18 +248,19 @@ def train(config: TrainConfig, data: Data) -> Iterator[tuple[Progress, dict[str,
             )
         # Once in a while: save.
         if progress.share(config) >= 1 or time.monotonic() - saved > config.checkpoint_seconds:
-            save(config, data, adam, progress)
+            save(config, data, optimizers, progress)
             saved = time.monotonic()
         yield progress, {"loss": losses.total.item(), **{k: v.item() for k, v in losses.parts.items()}}
     model.eval()
 
 
-def save(config: TrainConfig, data: Data, adam: torch.optim.AdamW, progress: Progress) -> None:
+def save(config: TrainConfig, data: Data, optimizers: tuple[torch.optim.Optimizer, ...], progress: Progress) -> None:
     """A new folder with all that the next step depends on; `last` names it once it is whole."""
     folder = Path(config.out) / f"step-{progress.step:07d}"
     moments = {
-        f"{key}/{name}": adam.state[p][key]
-        for name, p in data.model.named_parameters() if p in adam.state for key in ("exp_avg", "exp_avg_sq")
+        f"{key}/{name}": value
+        for name, p in data.model.named_parameters() for optimizer in optimizers if p in optimizer.state
+        for key, value in optimizer.state[p].items()
     }  # fmt: skip
     meta = {**data.about, "training": {"recipe": config.recipe(), "step": progress.step, "seconds": progress.seconds}}
     if folder.exists():  # left by a run that was killed before `last` named it
@@ -264,7 +269,7 @@ def save(config: TrainConfig, data: Data, adam: torch.optim.AdamW, progress: Pro
     checkpoint.point(Path(config.out), folder)
 
 
-def resume(config: TrainConfig, model: WorldModel, adam: torch.optim.AdamW) -> Progress:
+def resume(config: TrainConfig, model: WorldModel, optimizers: tuple[torch.optim.Optimizer, ...]) -> Progress:
     """Take up what `save` wrote; a fresh start where there is nothing."""
     folder = checkpoint.last(Path(config.out))
     if folder is None:
@@ -276,10 +281,12 @@ def resume(config: TrainConfig, model: WorldModel, adam: torch.optim.AdamW) -> P
     if loaded.vocab != model.vocab or loaded.actions != model.actions:
         raise ValueError(f"{folder} was trained on other episodes than these: choose another `out` or delete it")
     model.load_state_dict(loaded.model.state_dict())
-    for name, p in model.named_parameters():
-        if f"exp_avg/{name}" in moments:
-            kept = {key: moments[f"{key}/{name}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")}
-            adam.state[p] = {"step": torch.tensor(float(about["step"])), **kept}
+    owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    parameters = dict(model.named_parameters())
+    for label, value in moments.items():
+        key, name = label.split("/")
+        p = parameters[name]
+        owner[p].state[p][key] = value if value.dim() == 0 else value.to(p.device)
     return Progress(about["step"], about["seconds"])
 
 

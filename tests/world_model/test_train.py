@@ -87,10 +87,10 @@ def test_each_epoch_shows_every_window_once(config):
 
 def test_the_rate_warms_up_and_ends_at_zero(config):
     """Catches a schedule that jumps or never ends."""
-    rates = [train.learning_rate(config, p) for p in np.linspace(0, 1, 101)]
+    rates = [train.pace(config, p) for p in np.linspace(0, 1, 101)]
     peak = int(np.argmax(rates))
-    assert rates[peak] == pytest.approx(config.learning_rate, rel=0.01) and peak <= 4
-    assert rates[-1] < 1e-3 * config.learning_rate and all(np.diff(rates[peak:]) <= 0)
+    assert rates[peak] == pytest.approx(1, rel=0.01) and peak <= 4
+    assert 0 < rates[0] < 0.1 and rates[-1] < 1e-3 and all(np.diff(rates[peak:]) <= 0)
 
 
 def test_minutes_end_training(config):
