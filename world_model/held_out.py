@@ -162,5 +162,3 @@ def table(figures: dict) -> str:
         shown = "  ".join(f"{v:8.3f}" for v in value) if isinstance(value, list) else f"{value:8.3f}"
         lines.append(f"  {name:{width}}  {shown}")
     return "\n".join(lines)
-
-
