@@ -13,10 +13,12 @@ export LP_NUM_THREADS ?= 1
 # What `make train` makes. Fewer episodes and steps are quicker and fold less often.
 RUN ?= outputs/make_train
 FOLD_EPISODES ?= 300
-LIFT_EPISODES ?= 150
+LIFT_EPISODES ?= 200
 MODEL ?= S
-TOKENIZER_STEPS ?= 3000
-TRAIN_STEPS ?= 6000
+TOKENIZER_STEPS ?= 8000
+TRAIN_STEPS ?= 4500
+# Nothing else runs meanwhile, so all cores train; beside other work one thread is faster than two.
+THREADS ?= $(shell nproc)
 EVAL_EPISODES ?= 50
 DATA := data=[$(RUN)/data/fold,$(RUN)/data/lift]
 EVALUATE := policy=planner split=seen seed=1000 episodes=$(EVAL_EPISODES) checkpoint=$(RUN)/model/checkpoint
@@ -39,8 +41,8 @@ lint: $(INSTALLED) ## check the style
 train: $(INSTALLED) ## collect, train and evaluate from nothing; run it again to go on where it stopped
 	$(BIN)/python -m agent.collect env=fold_half episodes=$(FOLD_EPISODES) out=$(RUN)/data/fold
 	$(BIN)/python -m agent.collect env=lift episodes=$(LIFT_EPISODES) out=$(RUN)/data/lift
-	$(BIN)/python -m world_model.train_tokenizer '$(DATA)' steps=$(TOKENIZER_STEPS) out=$(RUN)/tokenizer
-	$(BIN)/python -m world_model.train '$(DATA)' tokenizer=$(RUN)/tokenizer model=$(MODEL) steps=$(TRAIN_STEPS) out=$(RUN)/model
+	$(BIN)/python -m world_model.train_tokenizer '$(DATA)' steps=$(TOKENIZER_STEPS) threads=$(THREADS) out=$(RUN)/tokenizer
+	$(BIN)/python -m world_model.train '$(DATA)' tokenizer=$(RUN)/tokenizer model=$(MODEL) steps=$(TRAIN_STEPS) threads=$(THREADS) out=$(RUN)/model
 	$(BIN)/python -m agent.evaluate env=fold_half $(EVALUATE) out=$(RUN)/evaluate/fold
 	$(BIN)/python -m agent.evaluate env=lift $(EVALUATE) out=$(RUN)/evaluate/lift
 

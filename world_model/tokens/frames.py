@@ -175,7 +175,13 @@ class FrameTokenizer(nn.Module):
             raise TokenizerError(f"{folder / DESCRIPTION} is damaged ({error!r}): train the tokenizer again") from error
         if hashlib.sha256(weights).hexdigest() != expected:
             raise TokenizerError(f"{folder / WEIGHTS} is damaged (its sha256 differs): train the tokenizer again")
-        tokenizer.load_state_dict(safetensors.torch.load(weights))
+        try:
+            tokenizer.load_state_dict(safetensors.torch.load(weights))
+        except RuntimeError as error:
+            raise TokenizerError(
+                f"{folder / WEIGHTS} does not fit the network that {DESCRIPTION} describes; it was made by another "
+                "version of this code: train the tokenizer again"
+            ) from error
         return tokenizer.to(device).eval()
 
     @classmethod
