@@ -47,7 +47,7 @@ class LossWeights:
     belief: float = 1.0
     causal: float = 1.0  # times the above, for the next-token reading of clean ids
     changed: float = 4.0  # times the image's, for ids that differ from the current frame's
-    causal_images: int = 1  # model steps at a window's end whose image is also read id by id: all of them cost 15 % more
+    causal_images: int = 1  # model steps at a window's end whose image is also read id by id; all cost 15 % more
 
 
 @dataclass(frozen=True)

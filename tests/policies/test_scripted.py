@@ -5,7 +5,7 @@ import pytest
 import envs  # noqa: F401  (registers the ids)
 from envs.types import MAIN_SIZE, WRIST_SIZE, Obs, Scene
 from policies.base import rollout
-from policies.scripted import CLOSE, OPEN, LiftExpert, Perturbed
+from policies.scripted import CLOSE, OPEN, FoldExpert, LiftExpert, Perturbed
 
 
 def over_cube(offset: tuple[float, float, float], opening: float, held: int = -1) -> Obs:
@@ -62,3 +62,34 @@ def test_lift_expert_is_a_function_of_the_scene(offset, opening, held, grip, dir
     assert action.shape == (1, 7) and action[0, -1] == grip
     assert np.sign(np.trunc(5 * action[0, 2])) == direction
     np.testing.assert_array_equal(action, LiftExpert().act(obs, None)[0])
+
+
+def over_corner(offset: tuple[float, float, float], opening: float, held: int, stage: int) -> Obs:
+    """The gripper at an offset from the near left corner of a flat cloth."""
+    corners = np.array([[-0.12, 0.12, 0.804], [-0.12, -0.12, 0.804], [0.12, 0.12, 0.804], [0.12, -0.12, 0.804]])
+    gripper = (corners[0] + offset).astype(np.float32)
+    scene = Scene(corners.astype(np.float32), held, stage, opening, gripper)
+    state = np.array([*gripper, 0, 0, 0, opening], np.float32)
+    main, wrist = (np.zeros((size, size, 3), np.uint8) for size in (MAIN_SIZE, WRIST_SIZE))
+    return Obs(main, wrist, state, scene)
+
+
+@pytest.mark.parametrize(
+    ("offset", "opening", "held", "stage", "grip", "direction"),
+    [
+        ((0.0, 0.0, 0.20), 0.08, -1, 0, OPEN, (0, 0, -1)),  # above: come down
+        ((0.10, 0.0, 0.01), 0.08, -1, 0, OPEN, (0, 0, +1)),  # low and aside: rise first, do not sweep the cloth
+        ((0.0, 0.0, 0.006), 0.08, -1, 0, CLOSE, (0, 0, 0)),  # there: close
+        ((0.013, 0.0, 0.006), 0.05, -1, 0, CLOSE, (-1, 0, 0)),  # closing, and shaken: do not open again
+        ((0.0, 0.0, 0.006), 0.05, 0, 1, CLOSE, (0, 0, 0)),  # held, the jaws on their way: wait
+        ((0.10, 0.0, 0.12), 0.01, 0, 1, CLOSE, (+1, 0, 0)),  # held: carry to the far corner
+        ((0.26, 0.0, 0.010), 0.01, 0, 1, OPEN, (0, 0, 0)),  # beyond it and low: let go
+        ((0.1, -0.1, 0.01), 0.08, -1, 4, OPEN, (0, 0, +1)),  # all done: up and away
+        ((0.1, -0.1, 0.01), 0.01, 4, 4, OPEN, (0, 0, 0)),  # a wrong place: let go before rising
+    ],
+)
+def test_fold_expert_is_a_function_of_the_scene(offset, opening, held, stage, grip, direction):
+    """Hidden time in an expert gives one picture two labels; jaws that flap never grasp."""
+    action = FoldExpert().act(over_corner(offset, opening, held, stage), None)[0][0]
+    assert action[-1] == grip
+    np.testing.assert_array_equal(np.sign(np.trunc(5 * action[:3])), direction)

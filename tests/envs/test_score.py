@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+
+from envs import score
+
+SIDE = 0.24
+
+
+def flat(n: int = 9) -> np.ndarray:
+    """(n, n, 3): a flat cloth, first axis from near to far."""
+    x, y = np.meshgrid(np.linspace(0, SIDE, n), np.linspace(0, SIDE, n), indexing="ij")
+    return np.stack([x, y, np.zeros_like(x)], axis=-1)
+
+
+def folded(gap: float = 0.0) -> np.ndarray:
+    """The near half laid onto the far half, `gap` metres short of it."""
+    cloth = flat()
+    cloth[:4] = cloth[::-1][:4]
+    cloth[:4, :, 0] -= gap
+    return cloth
+
+
+def test_a_flat_cloth_is_not_folded():
+    """A measure that pairs the wrong vertices calls anything a fold."""
+    assert not score.half_folded(flat())
+    assert score.pair_distances(flat())[0, 0] == pytest.approx(SIDE)
+
+
+def test_a_fold_is_one_and_a_loose_one_is_not():
+    """Both limits must bind: corners, and the mean over the cloth."""
+    assert score.half_folded(folded()) and score.half_folded(folded(0.02))
+    assert not score.half_folded(folded(0.03)), "the mean pair distance binds"
+    crooked = folded()
+    crooked[0, 0, 0] -= 0.06
+    assert not score.half_folded(crooked), "one corner binds"
+
+
+def test_the_wrong_half_is_no_fold():
+    """Folding left onto right brings other pairs together."""
+    cloth = flat()
+    cloth[:, :4] = cloth[:, ::-1][:, :4]
+    assert not score.half_folded(cloth)
+
+
+def test_softgym_is_zero_at_the_start_and_one_for_a_perfect_fold():
+    """A normalisation by the wrong start makes clean folds and untouched cloths look alike."""
+    assert score.softgym_fold(flat(), flat()) == pytest.approx(0.0)
+    assert score.softgym_fold(folded(), flat()) == pytest.approx(1.0)
+    moved = folded() + [0.05, 0, 0]
+    assert score.softgym_fold(moved, flat()) < 0.7, "a fold that wandered off costs"
+
+
+@pytest.mark.parametrize(
+    ("distances", "held", "stage"),
+    [
+        ((0.24, 0.24), -1, 0), ((0.24, 0.24), 0, 1), ((0.01, 0.24), -1, 2), ((0.01, 0.24), 1, 3),
+        ((0.01, 0.01), -1, 4), ((0.24, 0.24), 4, 4), ((0.24, 0.24), 2, 4),
+    ],
+)  # fmt: skip
+def test_what_to_do_next(distances, held, stage):
+    """A stage out of order sends the expert to a corner that is laid already; a wrong grasp must be let go."""
+    assert score.fold_stage(np.array(distances), held) == stage
