@@ -46,6 +46,7 @@ class TrainConfig:
 
     data: tuple[str, ...]
     tokenizer: str
+    start: str
     out: str
     cache: str
     model: ModelConfig
@@ -102,8 +103,10 @@ class Data:
 
 
 def prepare(config: TrainConfig, device: torch.device) -> Data:
-    """Read every episode once, fit the text and action tokenizers on the training ones, build the model."""
-    frames = FrameTokenizer.load(config.tokenizer, device)
+    """Read every episode once, fit the text and action tokenizers on the training ones, build the model; or take
+    all of these from the checkpoint to start from."""
+    begin = checkpoint.load(config.start, device) if config.start else None
+    frames = begin.frames if begin else FrameTokenizer.load(config.tokenizer, device)
     episodes: dict[bool, list[tuple[Episode, np.ndarray]]] = {False: [], True: []}
     stores = [(EpisodeStore(folder), i, name) for folder in config.data
               for i, name in enumerate(EpisodeStore(folder).names())]  # fmt: skip
@@ -118,12 +121,15 @@ def prepare(config: TrainConfig, device: torch.device) -> Data:
     if not training:
         raise EpisodeError(f"no two episodes under {', '.join(config.data)}: run `python -m agent.collect` first")
 
-    text = TextTokenizer.train([t for e in training for t in (e.instruction, *e.subtask_names)], config.text_size)
-    actions = ActionTokenizer.fit(sample_chunks(training), coefs=config.coefs)
-    vocab = Vocab.native(text.size, frames.vision_size, actions.chunk)
-    text = text.within(vocab.text)
-    torch.manual_seed(config.seed)
-    model = WorldModel(config.model, vocab, frames, actions).to(device)
+    if begin:
+        model, text, actions = begin.model, begin.text, begin.actions
+    else:
+        text = TextTokenizer.train([t for e in training for t in (e.instruction, *e.subtask_names)], config.text_size)
+        actions = ActionTokenizer.fit(sample_chunks(training), coefs=config.coefs)
+        vocab = Vocab.native(text.size, frames.vision_size, actions.chunk)
+        text = text.within(vocab.text)
+        torch.manual_seed(config.seed)
+        model = WorldModel(config.model, vocab, frames, actions).to(device)
     train, test = (
         Tracks.join([Tracks.of(e, model.layout, image, actions, text, config.discount) for e, image in episodes[held]])
         for held in (False, True)

@@ -148,3 +148,20 @@ def test_figures_are_right_where_they_can_be_known():
     assert held_out.calibration_error(np.array([0.05, 0.95]), np.array([0.05, 0.95])) == 0
     assert held_out.calibration_error(np.array([0.9, 0.9]), np.array([0.0, 1.0])) == pytest.approx(0.4)
     assert held_out.correlation(np.array([0.0, 1.0, 2.0]), np.array([0.0, 2.0, 4.0])) == 1.0
+
+
+def test_a_checkpoint_to_start_from_keeps_its_tokenizers(config, tmp_path, make_episode):
+    """Catches bins and texts that are fitted again on added episodes: the old weights would mean other numbers."""
+    figures = train.run(config)
+    EpisodeStore(tmp_path / "more").write(make_episode(9, steps=56), "episode-9")
+    begun = checkpoint.load(Path(config.out) / "checkpoint")
+    added = replace(
+        config, start=str(Path(config.out) / "checkpoint"), out=str(tmp_path / "on"), tokenizer="not read",
+        data=(*config.data, str(tmp_path / "more")),
+    )  # fmt: skip
+    data = train.prepare(added, torch.device("cpu"))
+    assert data.model.actions == begun.actions and data.model.vocab == begun.vocab and len(figures)
+    for name, value in begun.model.state_dict().items():
+        assert torch.equal(value, data.model.state_dict()[name]), name
+    changed, _ = go(added)
+    assert not torch.equal(changed["kinds.weight"], begun.model.kinds.weight)
