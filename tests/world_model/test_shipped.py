@@ -1,0 +1,37 @@
+"""The checkpoint that ships with the repository."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from envs.types import MAIN_SIZE, STATE_DIM, WRIST_SIZE, Obs
+from world_model import checkpoint
+from world_model.model import History
+
+FOLDER = Path(__file__).parents[2] / "checkpoints" / "nextstate-s"
+
+
+@pytest.fixture(scope="module")
+def shipped() -> checkpoint.Loaded:
+    return checkpoint.load(FOLDER, torch.device("cpu"))
+
+
+def test_it_is_small_and_knows_both_tasks(shipped):
+    """Catches training state left in what ships, and a checkpoint of one task only."""
+    assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 40 * 2**20
+    assert {"fold the cloth in half", "lift the cube"} <= set(shipped.meta["instructions"])
+
+
+def test_its_imagination_obeys_the_action(shipped):
+    """Catches code that has moved on from the weights: opposite pushes must lead the gripper apart."""
+    frames = [np.full((size, size, 3), 200, np.uint8) for size in (MAIN_SIZE, WRIST_SIZE)]
+    state = np.array([-0.1, 0.0, 0.95, 0, -0.1, 0, 0.08], np.float32)
+    assert state.shape == (STATE_DIM,)
+    text = tuple(shipped.text.encode("fold the cloth in half"))
+    cache = shipped.model.prefill(History(text, ((Obs(*frames, state), None),)))
+    push = torch.zeros(2, 1, shipped.actions.chunk, shipped.actions.action_dim)
+    push[0, ..., 1], push[1, ..., 1], push[..., -1] = 0.5, -0.5, -1.0
+    left, right = shipped.model.imagine(cache, push).state[:, 0, 1]
+    assert left - right > 0.03
