@@ -59,7 +59,7 @@ class PlannerConfig:
     noise_floor: float = 0.05
     flip: float = 0.05
     coefs: tuple[int, ...] = (4, 4, 4, 0, 0, 2)
-    margin: float = 0.02
+    margin: float = 0.15
     spread: float = 0.0
     deadline_s: float = 1.5
     decode: str = "parallel"
