@@ -37,6 +37,7 @@ class FoldExpert:
     hover: float = 0.06  # metres above the corner
     carry: float = 0.10  # metres, height of the arc
     overshoot: float = 0.020  # metres beyond the far corner: a released corner springs back
+    approach_speed: float = 0.8  # of the largest action: a camera then sees the approach in more frames
     carry_speed: float = 0.8  # of the largest action; faster, and the cloth swings
 
     def init(self, instruction: str, seed: int = 0) -> None:
@@ -56,16 +57,17 @@ class FoldExpert:
         return self._grasp(here, corners[scene.stage // 2], scene.opening)
 
     def _grasp(self, here: np.ndarray, corner: np.ndarray, opening: float) -> np.ndarray:
-        aside = np.linalg.norm(corner[:2] - here[:2])
-        if opening < 0.07 and aside > 0.015:  # a release must be over before the gripper leaves
-            return _move(here, here + [0, 0, 0.01], OPEN)
-        if aside > 0.03 and here[2] < TABLE_HEIGHT + self.hover - 0.02:
-            return _move(here, np.array([*here[:2], TABLE_HEIGHT + self.hover]), OPEN)
-        if aside > 0.010 and here[2] > corner[2] + 0.03:
-            return _move(here, corner + [0, 0, self.hover], OPEN, gain=1.5)
+        aside, above = np.linalg.norm(corner[:2] - here[:2]), here[2] - corner[2]
         reach = 0.012 if opening > 0.075 else 0.020  # once they close, a tremor does not open the jaws again
-        close = aside < reach and here[2] < corner[2] + reach
-        return _move(here, corner + [0, 0, 0.004], CLOSE if close else OPEN, gain=1.5, limit=0.6)
+        if aside < reach and above < reach:
+            return _move(here, corner + [0, 0, 0.004], CLOSE, gain=1.5, limit=0.6)
+        if opening < 0.07 and above < 0.04:  # a release must be over before the gripper leaves
+            return _move(here, here + [0, 0, 0.01], OPEN)
+        # the closer over the corner, the lower: no threshold that a learner could hover about
+        funnel = np.clip((aside - 0.006) / 0.024, 0.0, 1.0)
+        low = above < 0.5 * self.hover and aside > 0.03  # rise first, do not sweep the cloth
+        target = np.array([*(here if low else corner)[:2], corner[2] + 0.004 + funnel * self.hover])
+        return _move(here, target, OPEN, gain=1.5, limit=self.approach_speed)
 
     def _lay(self, here: np.ndarray, corner: np.ndarray, far_edge: np.ndarray, opening: float) -> np.ndarray:
         if opening > 0.02:  # wait for the jaws to close

@@ -79,8 +79,9 @@ def over_corner(offset: tuple[float, float, float], opening: float, held: int, s
     [
         ((0.0, 0.0, 0.20), 0.08, -1, 0, OPEN, (0, 0, -1)),  # above: come down
         ((0.10, 0.0, 0.01), 0.08, -1, 0, OPEN, (0, 0, +1)),  # low and aside: rise first, do not sweep the cloth
+        ((0.03, 0.0, 0.12), 0.08, -1, 0, OPEN, (-1, 0, -1)),  # down a funnel: nearer and lower at once
         ((0.0, 0.0, 0.006), 0.08, -1, 0, CLOSE, (0, 0, 0)),  # there: close
-        ((0.013, 0.0, 0.006), 0.05, -1, 0, CLOSE, (-1, 0, 0)),  # closing, and shaken: do not open again
+        ((0.017, 0.0, 0.006), 0.05, -1, 0, CLOSE, (-1, 0, 0)),  # closing, and shaken: do not open again
         ((0.0, 0.0, 0.006), 0.05, 0, 1, CLOSE, (0, 0, 0)),  # held, the jaws on their way: wait
         ((0.10, 0.0, 0.12), 0.01, 0, 1, CLOSE, (+1, 0, 0)),  # held: carry to the far corner
         ((0.26, 0.0, 0.010), 0.01, 0, 1, OPEN, (0, 0, 0)),  # beyond it and low: let go
