@@ -192,18 +192,13 @@ class WorldModel(nn.Module):
 
     # ---------------------------------------------------------------------------------------------- training
 
-    def loss(self, window: Window, first: int = 0, id_dropout: float = 0.0) -> Losses:
+    def loss(self, window: Window, first: int = 0) -> Losses:
         """Teach a batch of windows (B, S steps).
 
         first: number of the first model step, so that every rotary position a long imagination reaches is trained.
-        id_dropout: share of the clean image ids that are replaced by random ones on input; targets and drafts keep
-        the true ones. Draws from torch's global generator.
         """
         at, sequence = self.layout, Sequence(self.layout, window.action.shape[1])
         ids = sequence.ids(window)  # (B, L)
-        if id_dropout:
-            drop = (torch.rand(ids.shape, device=ids.device) < id_dropout) & self.vocab.vision.contains(ids)
-            ids = torch.where(drop & (sequence.kinds.to(ids.device) == CLEAN), self._random_vision(ids.shape), ids)
         h, _ = self._run(ids, sequence.slots, sequence.kinds, sequence.positions(first), sequence.pieces)
         each = h[:, at.instruction :].unflatten(1, (-1, sequence.stride))  # (B, S, stride, width)
         clean, act, following = each.split([at.step, at.act, at.next], dim=2)
@@ -527,6 +522,3 @@ class WorldModel(nn.Module):
     def autocast(self) -> Iterator[None]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             yield
-
-    def _random_vision(self, shape: torch.Size) -> Tensor:
-        return self.vocab.vision.encode(torch.randint(self.vocab.vision.size, shape, device=self.device))

@@ -7,7 +7,6 @@ Run the same command again to go on after an interruption; on a CPU the result i
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -15,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,11 +29,12 @@ from tqdm import tqdm
 from envs.store import EpisodeError, EpisodeStore
 from envs.types import Episode
 from world_model import checkpoint, held_out
+from world_model.augment import Augmentation
 from world_model.checkpoint import CheckpointError
 from world_model.model import LossWeights, ModelConfig, WorldModel, fast_precision
 from world_model.tokens.actions import ActionTokenizer
 from world_model.tokens.frames import FrameTokenizer, TokenizerError, write_whole
-from world_model.tokens.sequence import Tracks, chunks, encode_frames
+from world_model.tokens.sequence import Tracks, chunks
 from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
 from world_model.transformer import TransformerConfig
@@ -48,7 +48,7 @@ class TrainConfig:
     tokenizer: str
     start: str
     out: str
-    cache: str
+    augment: Augmentation
     model: ModelConfig
     coefs: tuple[int, ...]
     text_size: int
@@ -64,7 +64,6 @@ class TrainConfig:
     warmup: float
     weight_decay: float
     clip: float
-    id_dropout: float
     measured_windows: int
     log_every: int
     loss_every: int
@@ -83,7 +82,7 @@ class TrainConfig:
 
     def recipe(self) -> str:
         """The settings that a half-finished run must share with the one that takes it up."""
-        leave_out = ("out", "cache", "measured_windows", "log_every", "loss_every", "checkpoint_seconds", "threads",
+        leave_out = ("out", "measured_windows", "log_every", "loss_every", "checkpoint_seconds", "threads",
                      "precision", "device", "wandb")  # fmt: skip
         return json.dumps({k: v for k, v in asdict(self).items() if k not in leave_out}, sort_keys=True)
 
@@ -107,17 +106,12 @@ def prepare(config: TrainConfig, device: torch.device) -> Data:
     all of these from the checkpoint to start from."""
     begin = checkpoint.load(config.start, device) if config.start else None
     frames = begin.frames if begin else FrameTokenizer.load(config.tokenizer, device)
-    episodes: dict[bool, list[tuple[Episode, np.ndarray]]] = {False: [], True: []}
+    episodes: dict[bool, list[Episode]] = {False: [], True: []}
     stores = [(EpisodeStore(folder), i, name) for folder in config.data
               for i, name in enumerate(EpisodeStore(folder).names())]  # fmt: skip
     for store, i, name in tqdm(stores, desc="reading episodes", unit="episode"):
-        episode = store.read(name)
-        image = frame_ids(config, store.path(name), episode, frames)
-        # Only the small parts are kept; the frames of a whole data set would not fit in memory.
-        lean = replace(episode, main=np.broadcast_to(np.uint8(0), episode.main.shape),
-                       wrist=np.broadcast_to(np.uint8(0), episode.wrist.shape))  # fmt: skip
-        episodes[i % config.held_out == 0].append((lean, image))
-    training = [episode for episode, _ in episodes[False]]
+        episodes[i % config.held_out == 0].append(store.read(name))
+    training = episodes[False]
     if not training:
         raise EpisodeError(f"no two episodes under {', '.join(config.data)}: run `python -m agent.collect` first")
 
@@ -131,7 +125,7 @@ def prepare(config: TrainConfig, device: torch.device) -> Data:
         torch.manual_seed(config.seed)
         model = WorldModel(config.model, vocab, frames, actions).to(device)
     train, test = (
-        Tracks.join([Tracks.of(e, model.layout, image, actions, text, config.discount) for e, image in episodes[held]])
+        Tracks.join([Tracks.of(e, model.layout, frames, actions, text, config.discount) for e in episodes[held]])
         for held in (False, True)
     )
     about = {
@@ -141,34 +135,6 @@ def prepare(config: TrainConfig, device: torch.device) -> Data:
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy", "safetensors")},
     }  # fmt: skip
     return Data(train, test, model, text, about)
-
-
-def frame_ids(config: TrainConfig, path: Path, episode: Episode, frames: FrameTokenizer) -> np.ndarray:
-    """(T + 1, 80) i16, kept on disk under the hashes of the episode and of the frame tokenizer's weights."""
-    key = hashlib.sha256(_digest(path) + fingerprint(frames).encode()).hexdigest()[:24]
-    kept = Path(config.cache) / f"{key}.npy"
-    if kept.exists():
-        return np.load(kept, allow_pickle=False)
-    image = encode_frames(episode, frames)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    beside = kept.with_suffix(".part.npy")
-    np.save(beside, image, allow_pickle=False)
-    beside.replace(kept)
-    return image
-
-
-def _digest(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.sha256(file.read()).digest()
-
-
-@lru_cache(maxsize=4)
-def fingerprint(frames: FrameTokenizer) -> str:
-    """Of the weights that decide ids."""
-    sha = hashlib.sha256()
-    for name, value in sorted(frames.state_dict().items()):
-        sha.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    return sha.hexdigest()
 
 
 def sample_chunks(episodes: list[Episode], most: int = 50_000) -> torch.Tensor:
@@ -236,10 +202,11 @@ def train(config: TrainConfig, data: Data) -> Iterator[tuple[Progress, dict[str,
     while progress.share(config) < 1:
         began = time.monotonic()
         # The step alone decides its data and its randomness, so that nothing else has to be kept to resume.
-        torch.manual_seed(config.seed * 1_000_003 + progress.step)
-        first = int(torch.randint(config.first_steps + 1, ()))
-        window = data.train.window(batch_starts(config, len(data.train), progress.step), config.window)
-        losses = model.loss(window.to(model.device), first, config.id_dropout)
+        rng = torch.Generator().manual_seed(config.seed * 1_000_003 + progress.step)
+        first = int(torch.randint(config.first_steps + 1, (), generator=rng))
+        starts, change = batch_starts(config, len(data.train), progress.step), config.augment.draw(config.batch, rng)
+        window = data.train.window(starts, config.window, change)
+        losses = model.loss(window.to(model.device), first)
         model.zero_grad(set_to_none=True)
         losses.total.backward()
         nn.utils.clip_grad_norm_(trained, config.clip)
@@ -364,10 +331,11 @@ def choose_device(name: str) -> torch.device:
 
 def to_config(raw: DictConfig) -> TrainConfig:
     values = OmegaConf.to_container(raw, resolve=True)
-    model = values.pop("model")
+    model, augment = values.pop("model"), values.pop("augment")
     transformer, weights = TransformerConfig(**model.pop("transformer")), LossWeights(**model.pop("weights"))
     return TrainConfig(
         **{**values, "data": tuple(values["data"]), "coefs": tuple(values["coefs"])},
+        augment=Augmentation.from_dict(augment),
         model=ModelConfig(**model, transformer=transformer, weights=weights),
     )
 

@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from envs.store import EpisodeError, EpisodeStore
 from envs.types import Episode
-from world_model.tokens.fidelity import GATE, Camera, Fidelity, measure, passes_gate
-from world_model.tokens.frames import FrameConfig, FrameTokenizer, write_whole
+from world_model.augment import Augmentation
+from world_model.tokens.fidelity import GATE, Fidelity, measure, passes_gate
+from world_model.tokens.frames import FrameConfig, FrameTokenizer, to_unit, write_whole
 
 PROGRESS = "training.safetensors"
 
@@ -38,7 +39,7 @@ class TrainConfig:
     data: tuple[str, ...]
     out: str
     tokenizer: FrameConfig
-    camera: Camera
+    augment: Augmentation
     steps: int
     batch: int
     learning_rate: float
@@ -48,9 +49,6 @@ class TrainConfig:
     motion_weight: float
     object_weight: float
     object_radius: float
-    recolour: float
-    hue: float
-    gain: tuple[float, float]
     measured_episodes: int
     checkpoint_seconds: float
     seed: int
@@ -77,7 +75,7 @@ class Frames:
 
     main: torch.Tensor  # (n, 64, 64, 3) u8
     wrist: torch.Tensor  # (n, 32, 32, 3) u8
-    places: torch.Tensor  # (n, 4, 2) f32, projected keypoints in pixels, far outside where there are none
+    keypoints: torch.Tensor  # (n, 4, 3) f32, metres, NaN where there are none
     episode: torch.Tensor  # (n,) i64
     main_mean: torch.Tensor  # (e, 64, 64, 3) u8
     wrist_mean: torch.Tensor  # (e, 32, 32, 3) u8
@@ -105,12 +103,11 @@ def load_frames(config: TrainConfig, episodes: list[tuple[EpisodeStore, str]]) -
         pick = rng.uniform(edges[:-1], edges[1:]).astype(int)
         columns["main"].append(episode.main[pick])
         columns["wrist"].append(episode.wrist[pick])
-        columns["places"].append(np.nan_to_num(config.camera.project(episode.keypoints[pick]), nan=-1e3))
+        columns["keypoints"].append(episode.keypoints[pick])
         columns["episode"].append(np.full(len(pick), index))
         columns["main_mean"].append(episode.main.mean(0, dtype=np.float32).astype(np.uint8)[None])
         columns["wrist_mean"].append(episode.wrist.mean(0, dtype=np.float32).astype(np.uint8)[None])
-    loaded = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in columns.items()}
-    return Frames(**{**loaded, "places": loaded["places"].float()})
+    return Frames(**{name: torch.from_numpy(np.concatenate(parts)) for name, parts in columns.items()})
 
 
 def pixel_weights(config: TrainConfig, frames: torch.Tensor, mean: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -126,43 +123,25 @@ def pixel_weights(config: TrainConfig, frames: torch.Tensor, mean: torch.Tensor,
     return weight / weight.mean()
 
 
-def recolouring(config: TrainConfig, rng: torch.Generator) -> torch.Tensor:
-    """Colour matrices (n, 3, 3) for a batch: for a share of it the hue is turned and each channel is scaled.
-
-    Episodes are few and their looks fewer: without this the tokenizer learns the tables of the training set.
-    """
-    changed = torch.rand(config.batch, generator=rng) < config.recolour
-    angle = torch.randn(config.batch, generator=rng) * config.hue * changed
-    low, high = config.gain
-    gain = torch.where(changed[:, None], low + (high - low) * torch.rand(config.batch, 3, generator=rng), 1.0)
-    third = 3**-0.5  # a rotation about the grey axis, by Rodrigues' formula
-    across = torch.tensor([[0, -third, third], [third, 0, -third], [-third, third, 0]])
-    cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    return gain[:, :, None] * (cosine * torch.eye(3) + (1 - cosine) / 3 + sine * across)
-
-
 def batch_loss(config: TrainConfig, tokenizer: FrameTokenizer, frames: Frames, step: int) -> torch.Tensor:
     """Weighted squared error on random frames of both views. The step alone decides which, so resuming is exact."""
-    device = tokenizer.main_place.device
+    device = tokenizer.device
     rng = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     pick = torch.randint(len(frames.main), (config.batch,), generator=rng)
-    colours = recolouring(config, rng).to(device)
+    change, episode = config.augment.draw(config.batch, rng), frames.episode[pick]
+    places = config.augment.camera.project(change.points(frames.keypoints[pick]).numpy())
+    places = torch.from_numpy(np.nan_to_num(places, nan=-1e3)).float().to(device)  # far outside
     nowhere = torch.empty(config.batch, 0, 2, device=device)
     total = torch.zeros((), device=device)
-    for true, mean, places in (
-        (frames.main[pick], frames.main_mean[frames.episode[pick]], frames.places[pick].to(device)),
-        (frames.wrist[pick], frames.wrist_mean[frames.episode[pick]], nowhere),
+    for changed, views, near in (
+        (change.main, (frames.main[pick], frames.main_mean[episode]), places),
+        (change.wrist, (frames.wrist[pick], frames.wrist_mean[episode]), nowhere),
     ):
-        true, mean = (turn_colours(view.to(device), colours) for view in (true, mean))
+        true, mean = (to_unit(changed(view.to(device))) for view in views)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             again = tokenizer(true)
-        total = total + ((again.float() - true).square().mean(-1) * pixel_weights(config, true, mean, places)).mean()
+        total = total + ((again.float() - true).square().mean(-1) * pixel_weights(config, true, mean, near)).mean()
     return total
-
-
-def turn_colours(frames: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
-    """Frames (n, h, w, 3) u8, matrices (n, 3, 3) -> (n, h, w, 3) in [-1, 1]."""
-    return (frames.float() / 255 @ colours.mT[:, None]).clamp(0, 1) * 2 - 1
 
 
 class Optimizer:
@@ -259,7 +238,7 @@ def evaluate(config: TrainConfig, tokenizer: FrameTokenizer, episodes: list[tupl
         if left.setdefault(str(store.root), config.measured_episodes):
             left[str(store.root)] -= 1
             episode = store.read(name)
-            result = measure(episode, tokenizer, config.camera, stride=4)
+            result = measure(episode, tokenizer, config.augment.camera, stride=4)
             found[episode.env_id] = found[episode.env_id] + result if episode.env_id in found else result
     return {env_id: fidelity.figures() for env_id, fidelity in found.items()}
 
@@ -270,7 +249,7 @@ def picture(tokenizer: FrameTokenizer, episodes: list[Episode], scale: int = 3) 
     for episode in episodes:
         pick = np.linspace(0, len(episode.main) - 1, 6).astype(int)
         views = [
-            torch.from_numpy(frames[pick]).to(tokenizer.main_place.device) for frames in (episode.main, episode.wrist)
+            torch.from_numpy(frames[pick]).to(tokenizer.device) for frames in (episode.main, episode.wrist)
         ]
         for shown in (views, [tokenizer.decode(tokenizer.encode(view)) for view in views]):
             main, wrist = (view.cpu().numpy() for view in shown)
@@ -334,11 +313,11 @@ def choose_device(name: str) -> torch.device:
 
 def to_config(raw: DictConfig) -> TrainConfig:
     values = OmegaConf.to_container(raw, resolve=True)
-    tokenizer, camera = values.pop("tokenizer"), values.pop("camera")
+    tokenizer, augment = values.pop("tokenizer"), values.pop("augment")
     return TrainConfig(
-        **{**values, "data": tuple(values["data"]), "gain": tuple(values["gain"])},
+        **{**values, "data": tuple(values["data"])},
         tokenizer=FrameConfig(**{**tokenizer, "levels": tuple(tokenizer["levels"])}),
-        camera=Camera(tuple(camera["position"]), tuple(camera["target"]), camera["fovy"]),
+        augment=Augmentation.from_dict(augment),
     )
 
 

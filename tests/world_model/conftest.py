@@ -8,7 +8,7 @@ from world_model.held_out import pick
 from world_model.model import ModelConfig, WorldModel
 from world_model.tokens.actions import ActionTokenizer
 from world_model.tokens.frames import FrameConfig, FrameTokenizer
-from world_model.tokens.sequence import Tracks, encode_frames
+from world_model.tokens.sequence import Tracks
 from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
 from world_model.transformer import TransformerConfig
@@ -37,7 +37,7 @@ def tracks(world, text, make_episode) -> Tracks:
     """Four episodes of 64 control steps, tokenized."""
     words = text.within(world.vocab.text)
     return Tracks.join([
-        Tracks.of(e, world.layout, encode_frames(e, world.frame_tokenizer), world.actions, words)
+        Tracks.of(e, world.layout, world.frame_tokenizer, world.actions, words)
         for e in (make_episode(seed, steps=64) for seed in range(4))
     ])  # fmt: skip
 

@@ -25,7 +25,7 @@ def config(tmp_path, make_episode) -> train.TrainConfig:
     FrameTokenizer(FrameConfig(levels=(5, 5, 5), width=16, encoder_blocks=1, decoder_blocks=1)).save(tmp_path / "tok")
     overrides = [
         "model=debug", f"data=[{tmp_path / 'data'}]", f"tokenizer={tmp_path / 'tok'}", f"out={tmp_path / 'out'}",
-        "steps=6", "batch=3", "window=2", "held_out=2", "measured_windows=8", "loss_every=3", "id_dropout=0.1",
+        "steps=6", "batch=3", "window=2", "held_out=2", "measured_windows=8", "loss_every=3",
         "checkpoint_seconds=0", "precision=fp32",
     ]  # fmt: skip
     with initialize_config_dir(CONFIGS, version_base=None):
@@ -112,18 +112,6 @@ def test_the_verb_writes_what_it_says(config):
     assert len(figures["gripper_cm"]) == held_out.AHEAD and "id_accuracy_copy" in figures
     assert "next_image_nats_shuffled" in figures and "gripper_cm" in held_out.table(figures)
     assert train.run(config) == figures  # a finished run is only measured again
-
-
-def test_ids_on_disk_belong_to_the_tokenizer(config, tmp_path):
-    """Catches ids of an older tokenizer or an older episode being trained on."""
-    train.prepare(config, torch.device("cpu"))
-    kept = set((Path(config.cache)).iterdir())
-    train.prepare(config, torch.device("cpu"))
-    assert set(Path(config.cache).iterdir()) == kept and len(kept) == 4
-    torch.manual_seed(1)
-    FrameTokenizer(FrameConfig(levels=(5, 5, 5), width=16, encoder_blocks=1, decoder_blocks=1)).save(tmp_path / "tok")
-    train.prepare(config, torch.device("cpu"))
-    assert len(set(Path(config.cache).iterdir())) == 8
 
 
 def test_no_episodes_is_said_plainly(config, tmp_path):

@@ -13,7 +13,8 @@ import torch
 from envs.store import EpisodeError, EpisodeStore
 from envs.types import Episode
 from world_model import train_tokenizer as verb
-from world_model.tokens.fidelity import Camera
+from world_model.augment import Augmentation
+from world_model.camera import Camera
 from world_model.tokens.frames import FrameConfig, FrameTokenizer
 
 STEPS = 12
@@ -45,9 +46,9 @@ def config(tmp_path: Path) -> verb.TrainConfig:
         store.write(painted(seed), f"{seed:03d}")
     return verb.TrainConfig(
         data=(str(tmp_path / "data"),), out=str(tmp_path / "out"),
-        tokenizer=FrameConfig(levels=(5, 4, 4), width=16, encoder_blocks=1, decoder_blocks=1), camera=Camera(),
+        tokenizer=FrameConfig(levels=(5, 4, 4), width=16, encoder_blocks=1, decoder_blocks=1), augment=Augmentation(),
         steps=8, batch=4, learning_rate=3e-3, warmup=2, frames_per_episode=6, held_out=5, motion_weight=3.0,
-        object_weight=6.0, object_radius=4.5, recolour=0.5, hue=0.5, gain=(0.8, 1.1), measured_episodes=2,
+        object_weight=6.0, object_radius=4.5, measured_episodes=2,
         checkpoint_seconds=0.0, seed=0, threads=1,
         precision="fp32", device="auto", wandb="disabled",
     )  # fmt: skip

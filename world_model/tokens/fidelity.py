@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from envs.types import MAIN_SIZE, Episode
+from world_model.camera import Camera
 from world_model.tokens.frames import PATCH, FrameTokenizer
 
 CUBE_WINDOW = 7  # pixels round the projected centre in which the cube is looked for; it is about 5 wide
@@ -25,25 +26,6 @@ CONTRAST = 40.0  # RGB distance between object and table below which the colour 
 STILL = 4  # grey levels: a patch of which no pixel changed by more is static
 
 GATE = {"psnr": 28.0, "cube_lost": 0.02, "cube_error": 1.0, "cloth_iou": 0.92, "still_kept": 0.95}
-
-
-@dataclass(frozen=True)
-class Camera:
-    """The fixed main camera, without the millimetres by which it moves between episodes. Metres, degrees."""
-
-    position: tuple[float, float, float] = (0.50, 0.0, 1.42)
-    target: tuple[float, float, float] = (0.03, 0.0, 0.83)
-    fovy: float = 38.0
-
-    def project(self, points: np.ndarray) -> np.ndarray:
-        """(..., 3) m -> (..., 2) row and column in pixels, NaN for NaN; a pixel's middle is at its integer."""
-        forward = np.subtract(self.target, self.position)
-        right = np.cross(forward, (0.0, 0.0, 1.0))
-        up = np.cross(right, forward)
-        axes = np.stack([a / np.linalg.norm(a) for a in (right, up, forward)])
-        x, y, depth = np.moveaxis((points - np.asarray(self.position)) @ axes.T, -1, 0)
-        focal = MAIN_SIZE / 2 / np.tan(np.radians(self.fovy) / 2)
-        return np.stack([-y / depth, x / depth], -1) * focal + (MAIN_SIZE - 1) / 2
 
 
 @dataclass(frozen=True)

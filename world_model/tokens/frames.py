@@ -112,6 +112,10 @@ class FrameTokenizer(nn.Module):
         return self.quantizer.codebook_size
 
     @property
+    def device(self) -> torch.device:
+        return self.main_place.device
+
+    @property
     def latent_dim(self) -> int:
         return len(self.config.levels)
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from envs.types import NUM_KEYPOINTS, STATE_DIM, Episode
+from world_model.augment import Change
 from world_model.tokens.actions import ActionTokenizer
 from world_model.tokens.frames import MAIN_IDS, WRIST_IDS, FrameTokenizer
 from world_model.tokens.text import TextTokenizer
@@ -290,14 +291,17 @@ class Window:
 
 @dataclass(frozen=True)
 class Tracks:
-    """Episodes tokenized once and laid end to end, so that a training step only gathers. R observations in all."""
+    """Episodes laid end to end, in memory (15 KiB a control step), so that a training step only gathers. R
+    observations in all. Frames become ids when a window is cut, so that each time they can be others."""
 
     layout: Layout
-    image: np.ndarray  # (R, 80) i16
-    state: np.ndarray  # (R, P) f32, bins
+    frames: FrameTokenizer
+    main: np.ndarray  # (R, 64, 64, 3) u8
+    wrist: np.ndarray  # (R, 32, 32, 3) u8
+    state: np.ndarray  # (R, P) f32, m and rad
     value: np.ndarray  # (R,) f32
     flags: np.ndarray  # (R, 2) i8
-    keypoints: np.ndarray  # (R, 12) f32, bins, NaN where unknown
+    keypoints: np.ndarray  # (R, 4, 3) f32, m, NaN where unknown
     action: np.ndarray  # (R, Ka) i16, the chunk executed from here on
     expert: np.ndarray  # (R, Ka) i16, the chunk the expert advises from here on
     advised: np.ndarray  # (R,) bool
@@ -310,10 +314,10 @@ class Tracks:
 
     @classmethod
     def of(
-        cls, episode: Episode, layout: Layout, image: np.ndarray, actions: ActionTokenizer, text: TextTokenizer,
+        cls, episode: Episode, layout: Layout, frames: FrameTokenizer, actions: ActionTokenizer, text: TextTokenizer,
         discount: float = 0.99,
     ) -> Tracks:  # fmt: skip
-        """One episode. image: (T + 1, 80), its frames' local ids (`encode_frames`)."""
+        """One episode."""
         steps, chunk = len(episode), layout.chunk_steps
         if actions.num_coefs != layout.num_coefs or actions.chunk != chunk:
             raise ValueError(
@@ -323,15 +327,16 @@ class Tracks:
         executed = chunks(episode.action, chunk)  # (T + 1, M, A)
         advice = chunks(episode.expert, chunk)
         advised = np.isfinite(advice).all((1, 2)) & (np.arange(steps + 1) < steps)
-        keypoints = layout.points_to_bins(torch.from_numpy(episode.keypoints.astype(np.float32)))
         instruction = layout.instruction_ids(text.encode(episode.instruction))
         return cls(
             layout=layout,
-            image=image.astype(np.int16),
-            state=layout.to_bins(torch.from_numpy(episode.state)).numpy(),
+            frames=frames,
+            main=episode.main,
+            wrist=episode.wrist,
+            state=episode.state.astype(np.float32),
             value=value_to_come(episode.success, discount),
             flags=np.stack([episode.success, episode.held >= 0], axis=1).astype(np.int8),
-            keypoints=keypoints.numpy(),
+            keypoints=episode.keypoints.astype(np.float32),
             action=actions.encode(torch.from_numpy(executed)).numpy().astype(np.int16),
             expert=actions.encode(torch.from_numpy(np.nan_to_num(advice))).numpy().astype(np.int16),
             advised=advised,
@@ -347,11 +352,15 @@ class Tracks:
             raise ValueError("there are no episodes to train on")
         starts = np.cumsum([0] + [len(t) for t in tracks[:-1]])
         moved = [replace(t, last=t.last + start) for t, start in zip(tracks, starts, strict=True)]
-        names = [f.name for f in fields(cls) if f.name != "layout"]
-        return cls(tracks[0].layout, **{name: np.concatenate([getattr(t, name) for t in moved]) for name in names})
+        names = [f.name for f in fields(cls) if f.name not in ("layout", "frames")]
+        joined = {name: np.concatenate([getattr(t, name) for t in moved]) for name in names}
+        return cls(tracks[0].layout, tracks[0].frames, **joined)
 
-    def window(self, starts: np.ndarray, steps: int) -> Window:
-        """The windows of `steps` model steps from rows `starts` (B,); what lies beyond an episode's end weighs 0."""
+    def window(self, starts: np.ndarray, steps: int, change: Change | None = None) -> Window:
+        """The windows of `steps` model steps from rows `starts` (B,); what lies beyond an episode's end weighs 0.
+
+        change: to other colours and places, one for each window.
+        """
         chunk, last = self.layout.chunk_steps, self.last[starts][:, None]
         rows = starts[:, None] + chunk * np.arange(steps + 1)  # (B, S + 1)
         at = np.minimum(rows, last)
@@ -362,13 +371,18 @@ class Tracks:
         def gather(array: np.ndarray, index: np.ndarray, dtype: torch.dtype) -> Tensor:
             return torch.from_numpy(array[index]).to(dtype)
 
+        views = [gather(array, at, torch.uint8).to(self.frames.device) for array in (self.main, self.wrist)]
+        state, keypoints = (gather(array, at, torch.float32) for array in (self.state, self.keypoints))
+        if change is not None:
+            views = [changed(view) for changed, view in zip((change.main, change.wrist), views, strict=True)]
+            state, keypoints = change.points(state), change.points(keypoints)
         return Window(
             instruction=gather(self.instruction, starts, wide),
-            image=gather(self.image, at, wide),
-            state=gather(self.state, at, torch.float32),
+            image=torch.cat([self.frames.encode(view) for view in views], dim=-1),
+            state=self.layout.to_bins(state),
             value=gather(self.value, at, torch.float32),
             flags=gather(self.flags, at, wide),
-            keypoints=gather(self.keypoints, at, torch.float32),
+            keypoints=self.layout.points_to_bins(keypoints),
             action=gather(self.action, at[:, :-1], wide),
             expert=gather(self.expert, at[:, :-1], wide),
             here=torch.from_numpy((rows <= last).astype(np.float32)),
@@ -393,10 +407,3 @@ def value_to_come(success: np.ndarray, discount: float) -> np.ndarray:
         following = 1.0 if success[t] else discount * following
         value[t] = following
     return value
-
-
-def encode_frames(episode: Episode, frames: FrameTokenizer) -> np.ndarray:
-    """(T + 1, 80) i16 local ids of both views."""
-    device = next(frames.parameters()).device
-    views = (torch.from_numpy(view).to(device) for view in (episode.main, episode.wrist))
-    return torch.cat([frames.encode(view) for view in views], dim=1).cpu().numpy().astype(np.int16)

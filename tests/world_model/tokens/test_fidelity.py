@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from world_model.tokens.fidelity import Camera, Fidelity, passes_gate, psnr, still_kept, track_cloth, track_cube
+from world_model.camera import Camera
+from world_model.tokens.fidelity import Fidelity, passes_gate, psnr, still_kept, track_cloth, track_cube
 
 
 def scene(place: tuple[int, int], size: int, colour=(200, 40, 30)) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from world_model.tokens.sequence import ACT, CLEAN, NEXT, Sequence, Tracks, chunks, encode_frames, value_to_come
+from world_model.tokens.sequence import ACT, CLEAN, NEXT, Sequence, Tracks, chunks, value_to_come
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_an_unasked_expert_teaches_nothing(world, text, make_episode):
     expert[10] = np.nan
     episode = replace(episode, expert=expert)
     words = text.within(world.vocab.text)
-    tracks = Tracks.of(episode, world.layout, encode_frames(episode, world.frame_tokenizer), world.actions, words)
+    tracks = Tracks.of(episode, world.layout, world.frame_tokenizer, world.actions, words)
     assert not tracks.advised[3:11].any() and tracks.advised[:3].all() and tracks.advised[11:32].all()
 
 
