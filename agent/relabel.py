@@ -1,0 +1,81 @@
+"""Ask the expert again about recorded episodes, after it was mended: nothing is simulated anew.
+
+    python -m agent.relabel env=fold_half data=data/fold_half out=data/fold_half_again
+
+Experts are functions of the scene, and episodes keep the scene of every step. Run the same command again to go on.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import hydra
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from agent import actors
+from agent.actors import EnvConfig, build
+from agent.verb import clear_errors
+from envs.store import EpisodeError, EpisodeStore
+from envs.types import Episode, Scene
+from policies.base import Policy
+
+
+@dataclass(frozen=True)
+class RelabelConfig:
+    """data, out: folders of episodes, read and written."""
+
+    env: EnvConfig
+    data: str
+    out: str
+
+
+def relabelled(episode: Episode, expert: Policy, stages: tuple[str, ...]) -> Episode:
+    """The same episode with what the expert would do now.
+
+    stages: all subtasks of the task in order. ValueError for a subtask that is not among them.
+    """
+    unknown = set(episode.subtask_names) - set(stages)
+    if unknown:
+        raise ValueError(f"{episode.env_id} has no subtask {', '.join(sorted(unknown))}: these episodes are another's")
+    labels = np.empty_like(episode.expert)
+    state = expert.init(episode.instruction, episode.seed)
+    for step in range(len(episode)):
+        position, opening = episode.state[step, :3], float(episode.state[step, -1])
+        stage = stages.index(episode.subtask_names[episode.subtask[step]])
+        scene = Scene(episode.keypoints[step], int(episode.held[step]), stage, opening, position)
+        label, state = expert.act(replace(episode.obs(step), scene=scene), state)
+        labels[step] = np.clip(label[0], -1, 1)
+    return replace(episode, expert=labels)
+
+
+def relabel(config: RelabelConfig) -> int:
+    """Write what is missing in `out`; returns the number of episodes that are there."""
+    source, store = EpisodeStore(config.data), EpisodeStore(config.out)
+    if Path(config.data).resolve() == Path(config.out).resolve():
+        raise ValueError("`out` must be another folder than `data`: recorded labels are never overwritten")
+    if not len(source):
+        raise EpisodeError(f"no episodes under {config.data}: run `python -m agent.collect` first")
+    expert = actors.make_expert(config.env)
+    with closing(actors.make_env(config.env)) as env:
+        stages = env.unwrapped.subtask_names
+    store.clean()
+    for name in tqdm(source.names(), desc="relabel", unit="episode"):
+        if name not in store:
+            store.write(relabelled(source.read(name), expert, stages), name)
+    return len(store)
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="relabel")
+def main(cfg: DictConfig) -> None:
+    with clear_errors():
+        raw = OmegaConf.to_container(cfg, resolve=True)
+        env = build(EnvConfig, {**raw["env"], "split": "train"})
+        print(f"{relabel(RelabelConfig(env, raw['data'], raw['out']))} episodes in {raw['out']}")
+
+
+if __name__ == "__main__":
+    main()
