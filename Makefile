@@ -15,12 +15,15 @@ RUN ?= outputs/make_train
 FOLD_EPISODES ?= 300
 LIFT_EPISODES ?= 200
 MODEL ?= S
-TOKENIZER_STEPS ?= 8000
-TRAIN_STEPS ?= 4500
+OWN_EPISODES ?= 70
+TOKENIZER_STEPS ?= 14000
+TRAIN_STEPS ?= 5000
+AGAIN_STEPS ?= 2500
 # Nothing else runs meanwhile, so all cores train; beside other work one thread is faster than two.
 THREADS ?= $(shell nproc)
 EVAL_EPISODES ?= 50
-DATA := data=[$(RUN)/data/fold,$(RUN)/data/lift]
+DATA := $(RUN)/data/fold,$(RUN)/data/lift
+TRAIN := tokenizer=$(RUN)/tokenizer model=$(MODEL) threads=$(THREADS)
 EVALUATE := policy=planner split=seen seed=1000 episodes=$(EVAL_EPISODES) checkpoint=$(RUN)/model/checkpoint
 
 .PHONY: help demo test train lint preflight
@@ -41,8 +44,11 @@ lint: $(INSTALLED) ## check the style
 train: $(INSTALLED) ## collect, train and evaluate from nothing; run it again to go on where it stopped
 	$(BIN)/python -m agent.collect env=fold_half episodes=$(FOLD_EPISODES) out=$(RUN)/data/fold
 	$(BIN)/python -m agent.collect env=lift episodes=$(LIFT_EPISODES) out=$(RUN)/data/lift
-	$(BIN)/python -m world_model.train_tokenizer '$(DATA)' steps=$(TOKENIZER_STEPS) threads=$(THREADS) out=$(RUN)/tokenizer
-	$(BIN)/python -m world_model.train '$(DATA)' tokenizer=$(RUN)/tokenizer model=$(MODEL) steps=$(TRAIN_STEPS) threads=$(THREADS) out=$(RUN)/model
+	$(BIN)/python -m world_model.train_tokenizer 'data=[$(DATA)]' steps=$(TOKENIZER_STEPS) threads=$(THREADS) out=$(RUN)/tokenizer
+	$(BIN)/python -m world_model.train 'data=[$(DATA)]' $(TRAIN) steps=$(TRAIN_STEPS) out=$(RUN)/first
+	@# DAgger: the expert's advice about what the model itself gets into
+	$(BIN)/python -m agent.collect env=fold_half policy=model checkpoint=$(RUN)/first/checkpoint seed=100000 episodes=$(OWN_EPISODES) out=$(RUN)/data/own
+	$(BIN)/python -m world_model.train 'data=[$(DATA),$(RUN)/data/own]' $(TRAIN) start=$(RUN)/first/checkpoint muon_rate=0.006 learning_rate=6e-4 steps=$(AGAIN_STEPS) out=$(RUN)/model
 	$(BIN)/python -m agent.evaluate env=fold_half $(EVALUATE) out=$(RUN)/evaluate/fold
 	$(BIN)/python -m agent.evaluate env=lift $(EVALUATE) out=$(RUN)/evaluate/lift
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from world_model.loss import window_losses
 from world_model.model import Imagination, WorldModel
 from world_model.tokens.frames import MAIN_IDS
 from world_model.tokens.sequence import Tracks, Window
@@ -33,9 +34,9 @@ def losses(model: WorldModel, tracks: Tracks, starts: np.ndarray, steps: int) ->
     for part in np.array_split(starts, max(1, len(starts) // BATCH)):
         window = tracks.window(part, steps).to(model.device)
         other = replace(window, action=window.action.roll(1, 0))
-        found = model.loss(window)
+        found = window_losses(model, window)
         figures = {"loss": found.total, **{f"{k}_nats": v for k, v in found.parts.items()}}
-        figures["next_image_nats_shuffled"] = model.loss(other).parts["next_image"]
+        figures["next_image_nats_shuffled"] = window_losses(model, other).parts["next_image"]
         for name, value in figures.items():
             sums[name] = sums.get(name, 0.0) + float(value) * len(part) / len(starts)
     return sums

@@ -1,12 +1,11 @@
 """The world model: one transformer over one vocabulary that proposes, imagines and judges.
 
-    loss(window)              next ids of everything, and the drafts: expert's chunk, next observation, beliefs
     prefill(history)          what one robot has seen, as a cache
     read(cache)               what is believed now, and how the expert would act
     propose(cache, n)         n chunks
     imagine(cache, actions)   what N chunks, or sequences of H chunks, lead to
 
-All of run time works on the cache as a value: nothing here keeps state between calls but the weights.
+The cache is a value: nothing here keeps state between calls but the weights. What is taught stands in `loss`.
 """
 
 from __future__ import annotations
@@ -21,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from envs.types import STATE_DIM, Obs
+from world_model.loss import LossWeights
 from world_model.tokens.actions import ActionTokenizer, expected_bin
 from world_model.tokens.frames import MAIN_IDS, FrameTokenizer
-from world_model.tokens.sequence import ACT, CLEAN, FLAGS, IMAGE_IDS, KEYPOINT_IDS, NEXT, Layout, Sequence, Window
+from world_model.tokens.sequence import ACT, CLEAN, FLAGS, IMAGE_IDS, KEYPOINT_IDS, NEXT, Layout
 from world_model.tokens.vocab import Block, Vocab
 from world_model.transformer import KV, Piece, Transformer, TransformerConfig
 
@@ -35,19 +35,6 @@ def fast_precision(device: torch.device) -> torch.dtype:
         return torch.bfloat16
     can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return torch.bfloat16 if can.get("avx512_bf16") or can.get("amx_bf16") else torch.float32
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """What one id weighs. Emu3 gives vision half of the rest."""
-
-    image: float = 0.5
-    state: float = 1.0
-    action: float = 1.0
-    belief: float = 1.0
-    causal: float = 1.0  # times the above, for the next-token reading of clean ids
-    changed: float = 4.0  # times the image's, for ids that differ from the current frame's
-    causal_images: int = 1  # model steps at a window's end whose image is also read id by id; all cost 15 % more
 
 
 @dataclass(frozen=True)
@@ -138,14 +125,6 @@ class Imagination:
     before: Tensor  # (N, H, 80) the ids they were drafted from
 
 
-@dataclass(frozen=True)
-class Losses:
-    """total: what to minimise, nats an id, weighted. parts: mean nats an id of each kind, detached."""
-
-    total: Tensor
-    parts: dict[str, Tensor]
-
-
 class WorldModel(nn.Module):
     """The transformer with what turns the world into ids and back. The frame tokenizer is frozen."""
 
@@ -190,89 +169,7 @@ class WorldModel(nn.Module):
     def device(self) -> torch.device:
         return self.kinds.weight.device
 
-    # ---------------------------------------------------------------------------------------------- training
-
-    def loss(self, window: Window, first: int = 0) -> Losses:
-        """Teach a batch of windows (B, S steps).
-
-        first: number of the first model step, so that every rotary position a long imagination reaches is trained.
-        """
-        at, sequence = self.layout, Sequence(self.layout, window.action.shape[1])
-        ids = sequence.ids(window)  # (B, L)
-        h, _ = self._run(ids, sequence.slots, sequence.kinds, sequence.positions(first), sequence.pieces)
-        each = h[:, at.instruction :].unflatten(1, (-1, sequence.stride))  # (B, S, stride, width)
-        clean, act, following = each.split([at.step, at.act, at.next], dim=2)
-
-        def ahead(slots: slice) -> Tensor:
-            """Hidden states from which the next-token reading says these slots: one place earlier."""
-            return clean[:, :, slots.start - 1 : slots.stop - 1]
-
-        # What is there, (B, S, n), and how much of it counts, (B, S, 1).
-        now, then = slice(None, -1), slice(1, None)
-        here, arrives, advised = (w[..., None] for w in (window.here[:, now], window.arrives, window.advised))
-        image, state = window.image[:, now], window.state[:, now]
-        next_image, next_state = window.image[:, then], window.state[:, then]
-        changed = 1 + (self.config.weights.changed - 1) * (next_image != image)
-        expert_coefs, expert_gripper = window.expert[..., :-1], window.expert[..., -1:]
-
-        vocab, w = self.vocab, self.config.weights
-        spelled = slice(-w.causal_images, None) if w.causal_images else slice(0)
-        image_h = torch.cat([ahead(at.main), ahead(at.wrist)], dim=2)[:, spelled]
-        next_h, next_state_h, next_belief_h = following.split([IMAGE_IDS, STATE_DIM, at.beliefs], dim=2)
-        belief_h, action_h = act.split([at.beliefs, at.num_coefs + 1], dim=2)
-        coefs, gripper = slice(at.action.start, at.action.stop - 1), slice(at.action.stop - 1, at.action.stop)
-        smooth, exact = self._smooth_nats, self._nats
-        moved = self._difference(state, next_state)
-        terms = {  # name: (weight of an id, nats (B, S, n), which of them count (B, S, 1 or n))
-            "image": (w.image * w.causal, exact(image_h, vocab.vision, image[:, spelled]), here[:, spelled]),
-            "state": (w.state * w.causal, smooth(ahead(at.state), vocab.state, state), here),
-            "action": (w.action * w.causal, smooth(ahead(coefs), vocab.action, expert_coefs), advised),
-            "gripper": (w.action * w.causal, exact(ahead(gripper), vocab.gripper, expert_gripper), advised),
-            "expert_action": (w.action, smooth(action_h[:, :, :-1], vocab.action, expert_coefs), advised),
-            "expert_gripper": (w.action, exact(action_h[:, :, -1:], vocab.gripper, expert_gripper), advised),
-            "next_image": (w.image, exact(next_h, vocab.vision, next_image, image), arrives * changed),
-            "next_state": (w.state, smooth(next_state_h, vocab.state, moved), arrives),
-            **self._belief_terms("", belief_h, window, now, here),
-            **self._belief_terms("next_", next_belief_h, window, then, arrives),
-        }  # fmt: skip
-        total = sum(weight * (nats * counts).sum() for weight, nats, counts in terms.values())
-        full = sum(weight * nats.numel() for weight, nats, _ in terms.values())
-        parts = {
-            name: (nats * counts).sum().detach() / counts.expand_as(nats).sum().clamp_min(1.0)
-            for name, (_, nats, counts) in terms.items()
-        }
-        return Losses(total / full, parts)
-
-    def _belief_terms(self, name: str, h: Tensor, window: Window, when: slice, counts: Tensor) -> dict:
-        """h (B, S, 15, width): value, success, held, keypoints."""
-        value_h, flags_h, points_h = h.split([1, FLAGS, KEYPOINT_IDS], dim=2)
-        weight, points = self.config.weights.belief, window.keypoints[:, when]
-        value = window.value[:, when, None] * (self.vocab.value.size - 1)
-        known = torch.isfinite(points)
-        return {
-            f"{name}value": (weight, self._smooth_nats(value_h, self.vocab.value, value), counts),
-            f"{name}flags": (weight, self._nats(flags_h, self.layout.flag, window.flags[:, when]), counts),
-            f"{name}keypoints": (
-                weight, self._smooth_nats(points_h, self.vocab.state, points.nan_to_num(0.0)), counts * known,
-            ),
-        }  # fmt: skip
-
-    def _nats(self, h: Tensor, block: Block, target: Tensor, current: Tensor | None = None) -> Tensor:
-        """Cross-entropy of local numbers. h (..., n, width), target (..., n) -> (..., n)."""
-        logits = self._logits(h, block, current)
-        return F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view(target.shape)
-
-    def _smooth_nats(self, h: Tensor, block: Block, target: Tensor) -> Tensor:
-        """Cross-entropy against a Gaussian around the target, which may lie between bins. (..., n) -> (..., n)."""
-        bins = torch.arange(block.size, device=h.device)
-        away = (bins - target[..., None].float().clamp(0, block.size - 1)) / self.config.smoothing
-        return -((-0.5 * away.square()).softmax(-1) * self._logits(h, block).log_softmax(-1)).sum(-1)
-
-    def _difference(self, state: Tensor, following: Tensor) -> Tensor:
-        """The next state as an edit of this one, in bins around the middle of the block."""
-        return self.vocab.state.size // 2 + following - state
-
-    # ---------------------------------------------------------------------------------------------- run time
+    # ---------------------------------------------------------------------------------------------- reading
 
     @torch.inference_mode()
     def prefill(self, *histories: History) -> Cache:
@@ -302,7 +199,7 @@ class WorldModel(nn.Module):
                 parts.append(at.chunk_ids(codes[i]))
         ids = torch.cat(parts, dim=1)  # (R, L)
         slots = torch.cat([torch.full((at.instruction,), -1), torch.arange(ids.shape[1] - at.instruction) % at.step])
-        _, kv = self._run(ids, slots, CLEAN, torch.arange(ids.shape[1]))
+        _, kv = self.run(ids, slots, CLEAN, torch.arange(ids.shape[1]))
         return Cache(kv, len(views) - 1, image, state)
 
     def look(self, observations: list[Obs]) -> tuple[Tensor, Tensor]:
@@ -317,12 +214,12 @@ class WorldModel(nn.Module):
         """What is believed now and how the expert would act, in one pass of 30 drafts."""
         at, ids = self.layout, self.layout.act_ids(cache.kv.rows).to(self.device)
         places, whole = at.places(at.act_slots, cache.step), (Piece(at.act, causal=False),)
-        h, _ = self._run(ids, at.act_slots, ACT, places, whole, cache.kv)
+        h, _ = self.run(ids, at.act_slots, ACT, places, whole, cache.kv)
         belief_h, action_h = h.split([at.beliefs, at.num_coefs + 1], dim=1)
         return Reading(
             belief=self._belief(belief_h),
-            coefs=self._logits(action_h[:, :-1], self.vocab.action).softmax(-1),
-            gripper=self._logits(action_h[:, -1], self.vocab.gripper).softmax(-1),
+            coefs=self.logits(action_h[:, :-1], self.vocab.action).softmax(-1),
+            gripper=self.logits(action_h[:, -1], self.vocab.gripper).softmax(-1),
         )
 
     @torch.inference_mode()
@@ -385,7 +282,7 @@ class WorldModel(nn.Module):
             positions = torch.cat([at.places(slots[:count], step), at.places(at.next_slots, step + 1)])
             pieces = (Piece(count), Piece(at.next, (0,), causal=False))
             ids = torch.cat([clean, at.next_ids(image, state)], dim=1)
-            hidden, new = self._run(ids, slots, kinds, positions, pieces, past)
+            hidden, new = self.run(ids, slots, kinds, positions, pieces, past)
             future = self._next(hidden[:, count:], image, state)
             yield future
 
@@ -402,19 +299,19 @@ class WorldModel(nn.Module):
                    at.state.start - 1: marks.bot, at.state.stop: marks.eost}  # fmt: skip
         for h in range(codes.shape[1]):
             slots = torch.arange(at.obs, at.step)
-            _, chunk = self._run(at.chunk_ids(codes[:, h]), slots, CLEAN, at.places(slots, cache.step + h), None, past)
+            _, chunk = self.run(at.chunk_ids(codes[:, h]), slots, CLEAN, at.places(slots, cache.step + h), None, past)
             past = instruction.then(now, chunk)
 
             step, ids, surest = cache.step + h + 1, [torch.full((len(codes), 1), marks.bom, device=self.device)], []
             for slot in range(at.obs):
                 place = torch.tensor([slot])
-                hidden, new = self._run(ids[slot], place, CLEAN, at.places(place, step), None, past)
+                hidden, new = self.run(ids[slot], place, CLEAN, at.places(place, step), None, past)
                 past = past.then(new)
                 if slot + 1 in mark_at:
                     ids.append(torch.full_like(ids[0], mark_at[slot + 1]))
                 elif slot + 1 < at.obs:
                     block = vocab.state if slot + 1 >= at.state.start else vocab.vision
-                    sure, local = self._logits(hidden, block).softmax(-1).max(-1)  # (N, 1)
+                    sure, local = self.logits(hidden, block).softmax(-1).max(-1)  # (N, 1)
                     ids.append(block.encode(local))
                     if block is vocab.vision:
                         surest.append(sure)
@@ -430,10 +327,10 @@ class WorldModel(nn.Module):
     def _next(self, hidden: Tensor, image: Tensor, state: Tensor) -> Imagination:
         """Read `next` drafts: hidden (N, 102, width), the observation they edit -> one step, without actions."""
         image_h, state_h, belief_h = hidden.split([IMAGE_IDS, STATE_DIM, self.layout.beliefs], dim=1)
-        logits = self._logits(image_h, self.vocab.vision, image)  # (N, 80, V)
+        logits = self.logits(image_h, self.vocab.vision, image)  # (N, 80, V)
         best, ids = logits.max(-1)
         unsure = 1 - (best - logits.logsumexp(-1)).exp().mean(1)  # (N,)
-        moved = expected_bin(self._logits(state_h, self.vocab.state).softmax(-1)) - self.vocab.state.size // 2
+        moved = expected_bin(self.logits(state_h, self.vocab.state).softmax(-1)) - self.vocab.state.size // 2
         state = (state + moved).clamp(0, self.vocab.state.size - 1)  # (N, P) bins
         return self._future(ids, state, self._belief(belief_h), unsure, image_h, image)
 
@@ -455,11 +352,11 @@ class WorldModel(nn.Module):
         """h (R, 15, width). The value is a mean over all its ids, because what is asked for is an expectation of
         two different ends; a place or an angle is the mean around the likeliest id."""
         value_h, flags_h, points_h = h.split([1, FLAGS, KEYPOINT_IDS], dim=1)
-        value = self._logits(value_h[:, 0], self.vocab.value).softmax(-1)  # (R, 64)
+        value = self.logits(value_h[:, 0], self.vocab.value).softmax(-1)  # (R, 64)
         worth = torch.linspace(0, 1, self.vocab.value.size, device=h.device)
         mean = value @ worth
-        flags = self._logits(flags_h, self.layout.flag).softmax(-1)[..., 1]  # (R, 2)
-        points = self._logits(points_h, self.vocab.state).softmax(-1)  # (R, 12, 256)
+        flags = self.logits(flags_h, self.layout.flag).softmax(-1)[..., 1]  # (R, 2)
+        points = self.logits(points_h, self.vocab.state).softmax(-1)  # (R, 12, 256)
         bins = torch.arange(points.shape[-1], device=h.device, dtype=torch.float32)
         std = (points @ bins.square() - (points @ bins).square()).clamp_min(0).sqrt()  # (R, 12) bins
         origin = self.layout.points_from_bins(torch.zeros_like(std))
@@ -485,12 +382,12 @@ class WorldModel(nn.Module):
         hidden, before = imagination.hidden[rows], imagination.before[rows]
         if not hidden.shape[-1]:  # spelled id by id
             return self.frames(imagination.main_ids[rows]), self.frames(imagination.wrist_ids[rows])
-        probs = self._logits(hidden, self.vocab.vision, before).softmax(-1)  # (n, H, 80, V)
+        probs = self.logits(hidden, self.vocab.vision, before).softmax(-1)  # (n, H, 80, V)
         latents = probs @ self.frame_tokenizer.codes()  # (n, H, 80, d)
         paint = self.frame_tokenizer.decode_latents
         return paint(latents[:, :, :MAIN_IDS]), paint(latents[:, :, MAIN_IDS:])
 
-    # ---------------------------------------------------------------------------------------------- inside
+    # ---------------------------------------------------------------------------------------------- the transformer
 
     def _embed(self, ids: Tensor, slots: Tensor, kinds: Tensor | int) -> Tensor:
         """ids (B, L), slots (L,) with -1 for none, kinds (L,) or one for all -> (B, L, width)."""
@@ -498,14 +395,16 @@ class WorldModel(nn.Module):
         kinds = torch.as_tensor(kinds).expand(len(slots)).to(ids.device)
         return self.transformer.embed(ids) + (self.slots(slots) + self.kinds(kinds))
 
-    def _run(
+    def run(
         self, ids: Tensor, slots: Tensor, kinds: Tensor | int, positions: Tensor,
         pieces: tuple[Piece, ...] | None = None, past: KV | None = None,
     ) -> tuple[Tensor, KV]:  # fmt: skip
+        """ids (B, L) with their slots and kinds, as `_embed` takes them -> hidden states (B, L, width), new keys and
+        values; positions, pieces and past as in `Transformer.forward`."""
         with self.autocast():
             return self.transformer(self._embed(ids, slots, kinds), positions.to(ids.device), pieces, past)
 
-    def _logits(self, h: Tensor, block: Block, current: Tensor | None = None) -> Tensor:
+    def logits(self, h: Tensor, block: Block, current: Tensor | None = None) -> Tensor:
         """h (..., n, width) -> (..., n, size) f32 over the ids of a block, in local order.
 
         current (..., n): the local numbers that drafts started from; a learned gate favours keeping them.

@@ -31,7 +31,8 @@ from envs.types import Episode
 from world_model import checkpoint, held_out
 from world_model.augment import Augmentation
 from world_model.checkpoint import CheckpointError
-from world_model.model import LossWeights, ModelConfig, WorldModel, fast_precision
+from world_model.loss import LossWeights, window_losses
+from world_model.model import ModelConfig, WorldModel, fast_precision
 from world_model.tokens.actions import ActionTokenizer
 from world_model.tokens.frames import FrameTokenizer, TokenizerError, write_whole
 from world_model.tokens.sequence import Tracks, chunks
@@ -206,7 +207,7 @@ def train(config: TrainConfig, data: Data) -> Iterator[tuple[Progress, dict[str,
         first = int(torch.randint(config.first_steps + 1, (), generator=rng))
         starts, change = batch_starts(config, len(data.train), progress.step), config.augment.draw(config.batch, rng)
         window = data.train.window(starts, config.window, change)
-        losses = model.loss(window.to(model.device), first)
+        losses = window_losses(model, window.to(model.device), first)
         model.zero_grad(set_to_none=True)
         losses.total.backward()
         nn.utils.clip_grad_norm_(trained, config.clip)
