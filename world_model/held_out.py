@@ -65,7 +65,7 @@ def measure(model: WorldModel, tracks: Tracks, count: int = 256) -> dict:
                               [window.action[:, 0]])  # fmt: skip
         reading = model.read(cache)
         held = torch.cat([reading.belief.held[:, None], future.held], dim=1)
-        act = model.actions.decode_expected(reading.coefs, reading.gripper)[:, :ACTED]
+        act = model.actions.decode_median(reading.coefs, reading.gripper)[:, :ACTED]
         advice = model.actions.decode(window.expert[:, 1])[:, :ACTED]
         asked = torch.where(window.advised[:, 1] > 0, 1.0, torch.nan)[:, None]
         rows.append({

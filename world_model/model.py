@@ -233,7 +233,7 @@ class WorldModel(nn.Module):
         if n < 1 or cache.kv.rows != 1:
             raise ValueError(f"propose at least one chunk for one robot, got n={n} and a cache of {cache.kv.rows} rows")
         reading = self.read(cache)
-        best = self.actions.decode_expected(reading.coefs, reading.gripper)  # (1, M, A)
+        best = self.actions.decode_median(reading.coefs, reading.gripper)  # (1, M, A)
         if n == 1 or temperature <= 0:
             return best.repeat(n, 1, 1)
         drawn = [

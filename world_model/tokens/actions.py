@@ -42,6 +42,19 @@ def expected_bin(probs: torch.Tensor, radius: int = 4) -> torch.Tensor:
     return (weight * bins).sum(-1) / weight.sum(-1).clamp_min(1e-12)
 
 
+def median_bin(probs: torch.Tensor) -> torch.Tensor:
+    """Median bin, between bins where it falls there: probs (..., bins) -> (...) f32, in bins.
+
+    Experts that wait say exactly zero. That makes one bin the likeliest long before it is likely, and an agent that
+    follows the likeliest bin stands still where nine in ten would go on; the median goes with the majority.
+    """
+    below = probs.float().cumsum(-1)  # the share up to and including a bin
+    half = below[..., -1:] / 2
+    at = (below < half).sum(-1, keepdim=True).clamp_max(probs.shape[-1] - 1)
+    inside = (half - below.gather(-1, at)) / probs.float().gather(-1, at).clamp_min(1e-12)  # -1 .. 0
+    return (at + 0.5 + inside)[..., 0]
+
+
 @dataclass(frozen=True)
 class RoundTrip:
     """What the code costs: error between chunks and their decoded codes, a control step, in action units."""
@@ -120,12 +133,16 @@ class ActionTokenizer:
         gripper = self._gripper_signs(codes.device)[codes[..., -1].long().clamp(0, self.gripper_size - 1)]
         return torch.stack([*(p.clamp(-1, 1) for p in pose), gripper], -1)
 
-    def decode_expected(self, coef_probs: torch.Tensor, gripper_probs: torch.Tensor) -> torch.Tensor:
-        """Distributions -> (..., M, A): expectation around each mode, the likeliest gripper code.
+    def decode_median(self, coef_probs: torch.Tensor, gripper_probs: torch.Tensor) -> torch.Tensor:
+        """Distributions -> (..., M, A): the median of each coefficient, and at each step the likelier gripper sign.
 
         coef_probs: (..., Ka - 1, 256); gripper_probs: (..., 2 M).
         """
-        return self.decode(torch.cat([expected_bin(coef_probs), gripper_probs.argmax(-1, keepdim=True)], -1))
+        bins = median_bin(coef_probs)
+        chunk = self.decode(torch.cat([bins, torch.zeros_like(bins[..., :1])], -1))
+        # the likeliest code may be "never" though switching now or soon is likelier taken together
+        sign = gripper_probs.float() @ self._gripper_signs(gripper_probs.device)  # (..., M) expected sign
+        return torch.cat([chunk[..., :-1], torch.where(sign > 0, 1.0, -1.0)[..., None]], -1)
 
     def transform(self, chunks: torch.Tensor) -> torch.Tensor:
         """(..., M, A) -> (..., Ka - 1): the kept cosine coefficients, dimension after dimension."""

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from world_model.tokens.actions import ZERO_BIN, ActionTokenizer, cosine_basis, expected_bin
+from world_model.tokens.actions import ZERO_BIN, ActionTokenizer, cosine_basis, expected_bin, median_bin
 
 CHUNK = 8
 
@@ -80,13 +80,36 @@ def test_expected_bin_is_finer_than_the_mode():
     assert abs(expected_bin(both / both.sum()).item() - 100.4) < 0.05
 
 
-def test_decode_expected_agrees_with_decode_on_certain_codes():
+def test_decode_median_agrees_with_decode_on_certain_codes():
     """Catches the soft and the hard read-out meaning different actions."""
     tokenizer = ActionTokenizer.create()
     codes = tokenizer.encode(smooth_chunks(20))
     coef_probs = torch.nn.functional.one_hot(codes[..., :-1], 256).float()
     gripper_probs = torch.nn.functional.one_hot(codes[..., -1], tokenizer.gripper_size).float()
-    assert torch.allclose(tokenizer.decode_expected(coef_probs, gripper_probs), tokenizer.decode(codes), atol=1e-5)
+    assert torch.allclose(tokenizer.decode_median(coef_probs, gripper_probs), tokenizer.decode(codes), atol=1e-5)
+
+
+def test_an_agent_moves_when_most_would():
+    """Catches standing still because experts that wait all say the same bin: it is the likeliest, and unlikely."""
+    probs = torch.zeros(256)
+    probs[128] = 0.3
+    probs[20:90] = 0.7 / 70
+    assert 60 < median_bin(probs).item() < 90
+    probs[128] = 1.5
+    assert 127.5 <= median_bin(probs).item() <= 128.5
+    certain = torch.nn.functional.one_hot(torch.tensor([0, 255, 17]), 256).float()
+    torch.testing.assert_close(median_bin(certain), torch.tensor([0.0, 255.0, 17.0]))
+
+
+def test_the_gripper_goes_with_the_majority():
+    """Catches jaws that stay open because "never" is one code and "soon" is many."""
+    tokenizer = ActionTokenizer.create()
+    gripper = torch.zeros(16)
+    gripper[7] = 0.3  # open throughout
+    gripper[0:3] = 0.7 / 3  # closing after 1, 2 or 3 steps
+    coefs = torch.nn.functional.one_hot(torch.full((tokenizer.num_coefs,), 128), 256).float()
+    signs = tokenizer.decode_median(coefs, gripper)[:, -1]
+    assert signs.tolist() == [-1, -1, -1, 1, 1, 1, 1, 1]
 
 
 def test_decoded_actions_stay_legal():
