@@ -131,12 +131,13 @@ class _Disturbance:
     noise: np.ndarray  # (3,) AR(1)
     takeover: np.ndarray | None = None  # (A,) held while a takeover lasts
     takeover_left: int = 0
-    drop_left: int = 0
+    slip: float = 0.0  # what the jaws do while a slip lasts, OPEN or CLOSE
+    slip_left: int = 0
 
 
 @dataclass(frozen=True)
 class Perturbed:
-    """An expert whose hand is disturbed: correlated noise, takeovers, drops, and episodes that fail.
+    """An expert whose hand is disturbed: correlated noise, takeovers, slips, and episodes that fail.
 
     Recoveries come by themselves, because the expert goes on from wherever it was led. Record its clean action
     beside the executed one (`rollout(..., expert=...)`): the clean one is the label, the executed one the cause.
@@ -146,7 +147,9 @@ class Perturbed:
     noise: tuple[float, float] = (0.08, 0.35)  # range of the standard deviation, drawn once an episode
     correlation: float = 0.7
     takeover: float = 0.004  # chance a step of a random motion of 6 to 16 steps
-    drop: float = 0.0025  # chance a step of letting go
+    # Chance a step that the jaws do the opposite of what they should for 3 to 12 steps. They let go of what they hold,
+    # and they close on nothing, which a learner will do too and must know for what it is.
+    slip: float = 0.005
     failures: float = 0.10  # share of episodes with four times the disturbances
     execute: int = 1
 
@@ -165,21 +168,25 @@ class Perturbed:
         spread = state.scale * np.sqrt(1 - self.correlation**2)
         noise = self.correlation * state.noise + rng.normal(0, spread, 3)
         action[:3] += noise * [1, 1, 0.6]  # less in height: the table is near
-        takeover, left, drop = state.takeover, state.takeover_left, state.drop_left
+        takeover, left = state.takeover, state.takeover_left
+        slip, slip_left = state.slip, state.slip_left
         if left == 0 and rng.random() < often * self.takeover:
             takeover, left = action.copy(), int(rng.integers(6, 17))
             takeover[:3] = rng.uniform(-0.8, 0.8, 3)
-        if drop == 0 and rng.random() < often * self.drop:
-            drop = int(rng.integers(3, 9))
+        if slip_left == 0 and rng.random() < often * self.slip:
+            slip, slip_left = -clean[0, -1], int(rng.integers(3, 13))
         if left:
             action = takeover.copy()
             if obs.state[2] < TABLE_HEIGHT + 0.03:
                 action[2] = abs(action[2])
-        if drop:
-            action[-1] = OPEN
+        if slip_left:
+            action[-1] = slip
         action = np.clip(action, -1, 1).astype(np.float32)
-        after = {"noise": noise, "takeover": takeover, "takeover_left": max(left - 1, 0), "drop_left": max(drop - 1, 0)}
-        return action[None], replace(state, **after)
+        after = replace(
+            state, noise=noise, takeover=takeover, takeover_left=max(left - 1, 0), slip=slip,
+            slip_left=max(slip_left - 1, 0),
+        )  # fmt: skip
+        return action[None], after
 
 
 @dataclass(frozen=True)

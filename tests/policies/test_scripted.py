@@ -94,3 +94,16 @@ def test_fold_expert_is_a_function_of_the_scene(offset, opening, held, stage, gr
     action = FoldExpert().act(over_corner(offset, opening, held, stage), None)[0][0]
     assert action[-1] == grip
     np.testing.assert_array_equal(np.sign(np.trunc(5 * action[:3])), direction)
+
+
+def test_slips_open_and_close():
+    """Catches demonstrations in which the jaws never close on nothing: a learner then believes that it holds something."""
+    policy = Perturbed(FoldExpert(), noise=(0.1, 0.1), takeover=0.0, slip=0.05, failures=0.0)
+    for held, stage, offset, clean in ((-1, 0, (0.0, 0.0, 0.2), OPEN), (0, 1, (0.1, 0.0, 0.12), CLOSE)):
+        obs, state, grips = over_corner(offset, 0.08 if clean == OPEN else 0.01, held, stage), policy.init("", 3), []
+        for _ in range(400):
+            action, state = policy.act(obs, state)
+            grips.append(action[0, -1])
+        wrong = np.array(grips) == -clean
+        runs = np.diff(np.flatnonzero(np.diff(np.concatenate([[0], wrong, [0]]))))[::2]
+        assert 0.1 < wrong.mean() < 0.5 and runs.min() >= 3
