@@ -97,7 +97,7 @@ def test_fold_expert_is_a_function_of_the_scene(offset, opening, held, stage, gr
 
 
 def test_slips_open_and_close():
-    """Catches demonstrations in which the jaws never close on nothing: a learner then believes that it holds something."""
+    """Catches jaws that never close on nothing in the data: a learner then believes that it holds something."""
     policy = Perturbed(FoldExpert(), noise=(0.1, 0.1), takeover=0.0, slip=0.05, failures=0.0)
     for held, stage, offset, clean in ((-1, 0, (0.0, 0.0, 0.2), OPEN), (0, 1, (0.1, 0.0, 0.12), CLOSE)):
         obs, state, grips = over_corner(offset, 0.08 if clean == OPEN else 0.01, held, stage), policy.init("", 3), []
