@@ -12,8 +12,8 @@ from robosuite.models.arenas import TableArena
 from robosuite.models.tasks import ManipulationTask
 
 from envs import score
-from envs.tabletop import TABLE_HEIGHT, Tabletop, robot_options
-from envs.types import Scene
+from envs.tabletop import Tabletop, robot_options
+from envs.types import TABLE_HEIGHT, Scene
 
 GRID = 9  # vertices along each side
 CORNERS = ((0, GRID - 1), (0, 0), (GRID - 1, GRID - 1), (GRID - 1, 0))  # near left, near right, far left, far right

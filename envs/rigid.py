@@ -9,8 +9,8 @@ import mujoco
 import numpy as np
 from robosuite.environments.manipulation.lift import Lift as RobosuiteLift
 
-from envs.tabletop import TABLE_HEIGHT, Tabletop, robot_options
-from envs.types import NUM_KEYPOINTS, Scene
+from envs.tabletop import Tabletop, robot_options
+from envs.types import NUM_KEYPOINTS, TABLE_HEIGHT, Scene
 
 LIFTED = 0.04  # metres from the table to the cube's centre: robosuite's criterion
 REACHED = 0.02  # metres from the grip site to the cube's centre: the jaws are around it

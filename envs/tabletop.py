@@ -23,7 +23,6 @@ from envs import meshes
 from envs.rendering import Renderer
 from envs.types import ACTION_DIM, CONTROL_HZ, MAIN_SIZE, STATE_DIM, WRIST_SIZE, Scene, check_action, check_finite
 
-TABLE_HEIGHT = 0.8
 SUPERSAMPLE = {"main": 2, "wrist": 3}  # rendered this many times larger, then averaged: cheaper than multisampling
 POINTING_DOWN = Rotation.from_matrix([[0, 1, 0], [1, 0, 0], [0, 0, -1]])
 SPLITS = ("train", "seen", "unseen")  # `seen` has the ranges of `train` and other seeds; `unseen` leaves the ranges

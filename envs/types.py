@@ -20,6 +20,7 @@ STATE_DIM = 7
 ACTION_DIM = 7
 NUM_KEYPOINTS = 4  # cloth corners; a task with fewer leaves the rest NaN
 CONTROL_HZ = 20
+TABLE_HEIGHT = 0.8  # metres
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from envs.types import ACTION_DIM, Obs
+from envs.types import ACTION_DIM, TABLE_HEIGHT, Obs
 from policies.base import Policy
 
 METRES_PER_ACTION = 0.05  # OSC_POSE: an action of 1 puts the target 5 cm ahead
 OPEN, CLOSE = -1.0, 1.0
-TABLE_HEIGHT = 0.8
 
 
 def _move(here: np.ndarray, there: np.ndarray, grip: float, gain: float = 1.0, limit: float = 1.0) -> np.ndarray:

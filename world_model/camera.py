@@ -9,9 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from envs.types import MAIN_SIZE
-
-TABLE_HEIGHT = 0.8  # metres
+from envs.types import MAIN_SIZE, TABLE_HEIGHT
 
 
 @dataclass(frozen=True)

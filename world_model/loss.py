@@ -46,8 +46,8 @@ def window_losses(model: WorldModel, window: Window, first: int = 0) -> Losses:
     at, sequence = model.layout, Sequence(model.layout, window.action.shape[1])
     ids = sequence.ids(window)  # (B, L)
     h, _ = model.run(ids, sequence.slots, sequence.kinds, sequence.positions(first), sequence.pieces)
-    each = h[:, at.instruction :].unflatten(1, (-1, sequence.stride))  # (B, S, stride, width)
-    clean, act, following = each.split([at.step, at.act, at.next], dim=2)
+    by_step = h[:, at.instruction :].unflatten(1, (-1, sequence.stride))  # (B, S, stride, width)
+    clean, act, following = by_step.split([at.step, at.act, at.next], dim=2)
 
     def ahead(slots: slice) -> Tensor:
         """Hidden states from which the next-token reading says these slots: one place earlier."""
@@ -62,7 +62,7 @@ def window_losses(model: WorldModel, window: Window, first: int = 0) -> Losses:
     # What is there, (B, S, n), and how much of it counts, (B, S, 1).
     vocab, w = model.vocab, model.config.weights
     now, then = slice(None, -1), slice(1, None)
-    here, arrives, advised = (w[..., None] for w in (window.here[:, now], window.arrives, window.advised))
+    here, arrives, advised = (each[..., None] for each in (window.here[:, now], window.arrives, window.advised))
     image, state = window.image[:, now], window.state[:, now]
     next_image, next_state = window.image[:, then], window.state[:, then]
     moved = vocab.state.size // 2 + next_state - state  # an edit of this state, in bins around the middle

@@ -5,8 +5,7 @@ from gymnasium.utils.env_checker import check_env
 
 import envs  # noqa: F401  (registers the ids)
 from envs.rigid import LIFTED, PLACEMENT, Lift
-from envs.tabletop import TABLE_HEIGHT
-from envs.types import Obs
+from envs.types import TABLE_HEIGHT, Obs
 from policies.scripted import LiftExpert
 
 
