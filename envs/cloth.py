@@ -17,8 +17,9 @@ from envs.types import TABLE_HEIGHT, Scene
 
 GRID = 9  # vertices along each side
 CORNERS = ((0, GRID - 1), (0, 0), (GRID - 1, GRID - 1), (GRID - 1, 0))  # near left, near right, far left, far right
-GRASP_RADIUS = 0.020  # metres from the grip site to the vertex that is grasped
-GRASP_OPENING = 0.060  # metres; the jaws must have closed this far
+GRASP_RADIUS = 0.025  # metres from the grip site to the vertex that is grasped: jaws that close on cloth hold cloth
+HOLD_OPENING, LOSE_OPENING = 0.020, 0.030  # metres between the jaws: what is tied below the one is let go above the other
+RELEASED_OPENING = 0.060  # metres; a fold is done when the jaws are this far apart
 AT_REST = 0.02  # m/s, the fastest vertex
 TABLE_SIZE = (0.8, 0.8, 0.05)
 TILES = 8  # along each side of the table
@@ -117,9 +118,10 @@ class FoldHalf(Tabletop):
     def _before_step(self, action: np.ndarray) -> None:
         if self.grasp == "friction":
             return
-        if action[-1] < 0:
+        # the jaws hold and not the command: one wrong sign in a carry moves them by a few millimetres
+        if self.opening() > LOSE_OPENING:
             self._data.eq_active[self._ties] = 0
-        elif action[-1] > 0 and self._held_vertex() < 0 and self.opening() < GRASP_OPENING:
+        elif action[-1] > 0 and self._held_vertex() < 0 and self.opening() < HOLD_OPENING:
             distance = np.linalg.norm(self._data.xpos[self._bodies] - self.gripper_position(), axis=-1)
             if distance.min() < GRASP_RADIUS:
                 self._data.eq_active[self._ties[distance.argmin()]] = 1
@@ -130,7 +132,7 @@ class FoldHalf(Tabletop):
 
     def success(self) -> bool:
         fastest = np.linalg.norm(self._data.qvel[self._dofs], axis=-1).max()
-        released = self._held_vertex() < 0 and self.opening() > GRASP_OPENING
+        released = self._held_vertex() < 0 and self.opening() > RELEASED_OPENING
         return bool(released and fastest < AT_REST and score.half_folded(self._vertices()))
 
     def progress(self) -> float:

@@ -57,25 +57,27 @@ class FoldExpert:
 
     def _grasp(self, here: np.ndarray, corner: np.ndarray, opening: float) -> np.ndarray:
         aside, above = np.linalg.norm(corner[:2] - here[:2]), here[2] - corner[2]
-        reach = 0.012 if opening > 0.075 else 0.020  # once they close, a tremor does not open the jaws again
+        reach = 0.016 if opening > 0.07 else 0.024  # once they close, a tremor does not open the jaws again
         if aside < reach and above < reach:
             return _move(here, corner + [0, 0, 0.004], CLOSE, gain=1.5, limit=0.6)
         if opening < 0.07 and above < 0.04:  # a release must be over before the gripper leaves
             return _move(here, here + [0, 0, 0.01], OPEN)
-        # the closer over the corner, the lower: no threshold that a learner could hover about
-        funnel = np.clip((aside - 0.006) / 0.024, 0.0, 1.0)
+        # The closer over the corner, the lower, and straight down within reach: no threshold to hover about, and no
+        # way back up that a learner with an error of a centimetre would mix with the way down.
+        funnel = np.clip((aside - 0.012) / 0.024, 0.0, 1.0)
         low = above < 0.5 * self.hover and aside > 0.03  # rise first, do not sweep the cloth
         target = np.array([*(here if low else corner)[:2], corner[2] + 0.004 + funnel * self.hover])
         return _move(here, target, OPEN, gain=1.5, limit=self.approach_speed)
 
     def _lay(self, here: np.ndarray, corner: np.ndarray, far_edge: np.ndarray, opening: float) -> np.ndarray:
-        if opening > 0.02:  # wait for the jaws to close
-            return _move(here, here, CLOSE)
         outward = np.array([far_edge[1], -far_edge[0], 0.0]) / np.linalg.norm(far_edge[:2])
         goal = corner + self.overshoot * outward
-        away = np.linalg.norm(goal[:2] - here[:2])
-        if away < 0.008 and here[2] < corner[2] + 0.016:
+        away, above = np.linalg.norm(goal[:2] - here[:2]), here[2] - corner[2]
+        near = 0.008 if opening < 0.01 else 0.024  # once they open, a tremor does not close the jaws again
+        if away < near and above < 0.008 + near:
             return _move(here, here, OPEN)
+        if opening > 0.02:  # wait for the jaws to close
+            return _move(here, here, CLOSE)
         height = corner[2] + 0.008 + min(self.carry, max(away - 0.01, 0.0))
         # lift before travelling: the horizontal step waits for the height
         behind = np.clip((height - here[2]) / 0.04, 0.0, 1.0)
