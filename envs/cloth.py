@@ -18,7 +18,7 @@ from envs.types import TABLE_HEIGHT, Scene
 GRID = 9  # vertices along each side
 CORNERS = ((0, GRID - 1), (0, 0), (GRID - 1, GRID - 1), (GRID - 1, 0))  # near left, near right, far left, far right
 GRASP_RADIUS = 0.025  # metres from the grip site to the vertex that is grasped: jaws that close on cloth hold cloth
-HOLD_OPENING, LOSE_OPENING = 0.020, 0.030  # metres between the jaws: what is tied below the one is let go above the other
+HOLD_OPENING, LOSE_OPENING = 0.020, 0.030  # metres between the jaws: tied below the one, let go above the other
 RELEASED_OPENING = 0.060  # metres; a fold is done when the jaws are this far apart
 AT_REST = 0.02  # m/s, the fastest vertex
 TABLE_SIZE = (0.8, 0.8, 0.05)
