@@ -53,8 +53,11 @@ def window_losses(model: WorldModel, window: Window, first: int = 0) -> Losses:
         """Hidden states from which the next-token reading says these slots: one place earlier."""
         return clean[:, :, slots.start - 1 : slots.stop - 1]
 
-    def exact(h: Tensor, block: Block, target: Tensor, current: Tensor | None = None) -> Tensor:
-        return exact_nats(model, h, block, target, current)
+    def exact(h: Tensor, block: Block, target: Tensor) -> Tensor:
+        return exact_nats(model, h, block, target)
+
+    def code(h: Tensor, target: Tensor, current: Tensor | None = None) -> Tensor:
+        return -model.codes(h, current).log_prob(target)
 
     def smooth(h: Tensor, block: Block, target: Tensor) -> Tensor:
         return smooth_nats(model, h, block, target)
@@ -88,13 +91,13 @@ def window_losses(model: WorldModel, window: Window, first: int = 0) -> Losses:
         }
 
     terms = {  # name: (weight of an id, nats (B, S, n), which of them count (B, S, 1 or n))
-        "image": (w.image * w.causal, exact(image_h, vocab.vision, image[:, spelled]), here[:, spelled]),
+        "image": (w.image * w.causal, code(image_h, image[:, spelled]), here[:, spelled]),
         "state": (w.state * w.causal, smooth(ahead(at.state), vocab.state, state), here),
         "action": (w.action * w.causal, smooth(ahead(coefs), vocab.action, expert_coefs), advised),
         "gripper": (w.action * w.causal, exact(ahead(gripper), vocab.gripper, expert_gripper), advised),
         "expert_action": (w.action, smooth(action_h[:, :, :-1], vocab.action, expert_coefs), advised),
         "expert_gripper": (w.action, exact(action_h[:, :, -1:], vocab.gripper, expert_gripper), advised),
-        "next_image": (w.image, exact(next_h, vocab.vision, next_image, image), arrives * changed),
+        "next_image": (w.image, code(next_h, next_image, image), arrives * changed),
         "next_state": (w.state, smooth(next_state_h, vocab.state, moved), arrives),
         **beliefs("", belief_h, now, here),
         **beliefs("next_", next_belief_h, then, arrives),
@@ -108,9 +111,9 @@ def window_losses(model: WorldModel, window: Window, first: int = 0) -> Losses:
     return Losses(total / full, parts)
 
 
-def exact_nats(model: WorldModel, h: Tensor, block: Block, target: Tensor, current: Tensor | None = None) -> Tensor:
-    """Cross-entropy of local numbers. h (..., n, width), target and current (..., n) -> (..., n)."""
-    logits = model.logits(h, block, current)
+def exact_nats(model: WorldModel, h: Tensor, block: Block, target: Tensor) -> Tensor:
+    """Cross-entropy of local numbers. h (..., n, width), target (..., n) -> (..., n)."""
+    logits = model.logits(h, block)
     return F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view(target.shape)
 
 

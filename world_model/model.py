@@ -26,6 +26,7 @@ from world_model.tokens.frames import MAIN_IDS, FrameTokenizer
 from world_model.tokens.sequence import ACT, CLEAN, FLAGS, IMAGE_IDS, KEYPOINT_IDS, NEXT, Layout
 from world_model.tokens.vocab import Block, Vocab
 from world_model.transformer import KV, Piece, Transformer, TransformerConfig
+from world_model.vision import CodeDistribution, VisionCodes
 
 
 def fast_precision(device: torch.device) -> torch.dtype:
@@ -41,14 +42,16 @@ def fast_precision(device: torch.device) -> torch.dtype:
 class ModelConfig:
     """transformer: sizes. instruction: ids kept for the text. slots: learned embeddings of the place within a step.
 
-    smoothing: standard deviation of ordinal targets in bins. copy_bias: how much a draft of the next frame prefers
-    the id it starts from, in nats, before training.
+    smoothing: standard deviation of ordinal targets in bins. factored: embed a vision id by its digits, or else by a
+    row of its own, as pretrained tables do. copy_bias: log-odds before training that a draft of the next frame keeps
+    the id it starts from.
     """
 
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     instruction: int = 24
     slots: bool = True
     smoothing: float = 1.2
+    factored: bool = True
     copy_bias: float = 3.0
     weights: LossWeights = field(default_factory=LossWeights)
 
@@ -136,34 +139,28 @@ class WorldModel(nn.Module):
             raise ValueError(f"{frames.vision_size} frame codes do not fit a vision block of {vocab.vision.size} ids")
         self.frame_tokenizer = frames.requires_grad_(False)
         width = config.transformer.width
-        self.transformer = Transformer(config.transformer, vocab.size)
+        self.transformer = Transformer(config.transformer, vocab.vision.lowest)  # the vision block comes last
+        levels = frames.config.levels if config.factored else (frames.vision_size,)
+        latents = frames.digit_latents() if config.factored else frames.codes()
+        self.vision = VisionCodes(levels, latents, width, config.copy_bias)
         self.slots = nn.Embedding(self.layout.num_slots + 1, width, padding_idx=self.layout.num_slots)
         self.kinds = nn.Embedding(3, width, padding_idx=CLEAN)  # what marks a draft
-        self.copy_gate = nn.Linear(width, 1)
         self.precision = torch.float32  # of the arithmetic, not of the weights; bfloat16 where it pays
         self._init_weights()
 
     @torch.no_grad()
     def _init_weights(self) -> None:
-        """Near ids start near: a vision id as a random linear map of its latent, a bin as waves of its number."""
+        """Near ids start near: a bin as waves of its number."""
         rows, std = self.transformer.embed_tokens.weight, 0.02
         for table in (self.slots, self.kinds):
             nn.init.normal_(table.weight, std=std)
             table.weight[table.padding_idx] = 0
         if not self.config.slots:
             self.slots.requires_grad_(False).weight.zero_()
-        nn.init.zeros_(self.copy_gate.weight)
-        nn.init.constant_(self.copy_gate.bias, self.config.copy_bias)
         for block in (self.vocab.state, self.vocab.value, self.vocab.action):
             phase = torch.linspace(0, 1, block.size)[:, None] * torch.pi * 2 ** torch.arange(5.0)
-            self._start_near(rows, block, torch.cat([phase.sin(), phase.cos()], dim=1), std)
-        self._start_near(rows, self.vocab.vision, self.frame_tokenizer.codes(), std)
-
-    @staticmethod
-    def _start_near(rows: Tensor, block: Block, features: Tensor, std: float) -> None:
-        near = F.normalize(features.to(rows.device), dim=-1) @ torch.randn(features.shape[1], rows.shape[1])
-        noise = torch.randn_like(near)
-        rows[block.ids()] = std * (0.9 * near / near.std() + 0.45 * noise)
+            near = F.normalize(torch.cat([phase.sin(), phase.cos()], dim=1), dim=-1) @ torch.randn(10, rows.shape[1])
+            rows[block.ids()] = std * (0.9 * near / near.std() + 0.45 * torch.randn_like(near))
 
     @property
     def device(self) -> torch.device:
@@ -311,10 +308,12 @@ class WorldModel(nn.Module):
                     ids.append(torch.full_like(ids[0], mark_at[slot + 1]))
                 elif slot + 1 < at.obs:
                     block = vocab.state if slot + 1 >= at.state.start else vocab.vision
-                    sure, local = self.logits(hidden, block).softmax(-1).max(-1)  # (N, 1)
-                    ids.append(block.encode(local))
                     if block is vocab.vision:
+                        local, sure = self.codes(hidden).best()  # (N, 1)
                         surest.append(sure)
+                    else:
+                        local = self.logits(hidden, block).argmax(-1)
+                    ids.append(block.encode(local))
             now, past = past.part(len(past) - at.obs, len(past)), instruction.then(past.part(at.instruction, len(past)))
             spelled = torch.cat(ids, dim=1)  # (N, 93)
             image = vocab.vision.decode(torch.cat([spelled[:, at.main], spelled[:, at.wrist]], dim=1))
@@ -327,12 +326,10 @@ class WorldModel(nn.Module):
     def _next(self, hidden: Tensor, image: Tensor, state: Tensor) -> Imagination:
         """Read `next` drafts: hidden (N, 102, width), the observation they edit -> one step, without actions."""
         image_h, state_h, belief_h = hidden.split([IMAGE_IDS, STATE_DIM, self.layout.beliefs], dim=1)
-        logits = self.logits(image_h, self.vocab.vision, image)  # (N, 80, V)
-        best, ids = logits.max(-1)
-        unsure = 1 - (best - logits.logsumexp(-1)).exp().mean(1)  # (N,)
+        ids, sure = self.codes(image_h, image).best()  # (N, 80)
         moved = expected_bin(self.logits(state_h, self.vocab.state).softmax(-1)) - self.vocab.state.size // 2
         state = (state + moved).clamp(0, self.vocab.state.size - 1)  # (N, P) bins
-        return self._future(ids, state, self._belief(belief_h), unsure, image_h, image)
+        return self._future(ids, state, self._belief(belief_h), 1 - sure.mean(1), image_h, image)
 
     def _future(
         self, image: Tensor, state: Tensor, belief: Belief, unsure: Tensor, hidden: Tensor, before: Tensor
@@ -377,13 +374,12 @@ class WorldModel(nn.Module):
 
     @torch.inference_mode()
     def paint(self, imagination: Imagination, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Frames of some futures, from the mean latent under each id's distribution, which is 1 to 2 dB nearer the
-        truth than the likeliest id: main (n, H, 64, 64, 3), wrist (n, H, 32, 32, 3) u8."""
+        """Frames of some futures, from the mean latent under each id's distribution: main (n, H, 64, 64, 3), wrist
+        (n, H, 32, 32, 3) u8."""
         hidden, before = imagination.hidden[rows], imagination.before[rows]
         if not hidden.shape[-1]:  # spelled id by id
             return self.frames(imagination.main_ids[rows]), self.frames(imagination.wrist_ids[rows])
-        probs = self.logits(hidden, self.vocab.vision, before).softmax(-1)  # (n, H, 80, V)
-        latents = probs @ self.frame_tokenizer.codes()  # (n, H, 80, d)
+        latents = self.codes(hidden, before).mean_latents()  # (n, H, 80, d)
         paint = self.frame_tokenizer.decode_latents
         return paint(latents[:, :, :MAIN_IDS]), paint(latents[:, :, MAIN_IDS:])
 
@@ -393,7 +389,11 @@ class WorldModel(nn.Module):
         """ids (B, L), slots (L,) with -1 for none, kinds (L,) or one for all -> (B, L, width)."""
         slots = torch.where(slots < 0, self.layout.num_slots, slots).to(ids.device)
         kinds = torch.as_tensor(kinds).expand(len(slots)).to(ids.device)
-        return self.transformer.embed(ids) + (self.slots(slots) + self.kinds(kinds))
+        block, marks = self.vocab.vision, self.vocab.marks
+        seen = block.contains(ids)  # each half is embedded with a harmless id where the other half stands
+        plain = self.transformer.embed(ids.masked_fill(seen, marks.pad))
+        vision = self.vision.embed(block.decode(ids).where(seen, 0))
+        return torch.where(seen[..., None], vision, plain) + (self.slots(slots) + self.kinds(kinds))
 
     def run(
         self, ids: Tensor, slots: Tensor, kinds: Tensor | int, positions: Tensor,
@@ -404,18 +404,16 @@ class WorldModel(nn.Module):
         with self.autocast():
             return self.transformer(self._embed(ids, slots, kinds), positions.to(ids.device), pieces, past)
 
-    def logits(self, h: Tensor, block: Block, current: Tensor | None = None) -> Tensor:
-        """h (..., n, width) -> (..., n, size) f32 over the ids of a block, in local order.
-
-        current (..., n): the local numbers that drafts started from; a learned gate favours keeping them.
-        """
+    def logits(self, h: Tensor, block: Block) -> Tensor:
+        """h (..., width) -> (..., size) f32 over the ids of a block other than the vision block, in local order."""
         with self.autocast():
             logits = self.transformer.logits(h, slice(block.lowest, block.stop))
-            if block.step < 0:
-                logits = logits.flip(-1)
-            if current is None:
-                return logits
-            return logits.scatter_add(-1, current[..., None], self.copy_gate(h).float())
+        return logits if block.step > 0 else logits.flip(-1)
+
+    def codes(self, h: Tensor, current: Tensor | None = None) -> CodeDistribution:
+        """h (..., width) -> the distribution over local vision ids. current (...): those that drafts started from."""
+        with self.autocast():
+            return self.vision.read(h, current)
 
     @contextmanager
     def autocast(self) -> Iterator[None]:

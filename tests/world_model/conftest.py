@@ -28,7 +28,7 @@ def world(text) -> WorldModel:
     frames = FrameTokenizer(FrameConfig(levels=(5, 5, 5), width=16, encoder_blocks=1, decoder_blocks=1)).eval()
     actions = ActionTokenizer.create()
     model = WorldModel(TINY, Vocab.native(text.size, frames.vision_size), frames, actions)
-    torch.nn.init.normal_(model.copy_gate.weight, std=0.02)
+    torch.nn.init.normal_(model.vision.gate.weight, std=0.02)
     return model.eval()
 
 

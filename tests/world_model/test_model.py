@@ -149,13 +149,13 @@ def test_spelling_reads_what_the_causal_loss_teaches(world, window):
         state=torch.stack([window.state[:, 0], state, state], 1),
     )  # fmt: skip
     h, sequence = hidden(world, written)
-    said = world.logits(h[:, sequence.where(0, 64)[1]], world.vocab.vision).argmax(-1)
+    said, _ = world.codes(h[:, sequence.where(0, 64)[1]]).best()
     assert torch.equal(said, spelled.main_ids[:, 0])
 
 
 def test_a_draft_prefers_to_copy(world, cache, candidates):
     """Catches a copy gate that favours another id than the current one."""
-    torch.nn.init.constant_(world.copy_gate.bias, 50.0)
+    torch.nn.init.constant_(world.vision.gate.bias, 50.0)
     future = world.imagine(cache, candidates[:, :1])
     assert torch.equal(future.main_ids[:, 0], cache.image[:, :64].expand(5, -1))
 
@@ -208,6 +208,17 @@ def test_the_layout_of_emu3_works_too(world, window, candidates):
     assert trained[vocab.action.ids()].all() and not trained[vocab.action.start + 1 : vocab.special.start].any()
     cache = model.context(instruction[:1], [(window.image[:1, 0], window.state[:1, 0])], [])
     assert model.imagine(cache, candidates).main_ids.max() < vocab.vision.size
+
+
+def test_every_vision_id_can_have_its_own_row(world, window, candidates):
+    """Catches a place that takes vision ids for digits where a pretrained table would have a row each."""
+    model = WorldModel(replace(world.config, factored=False), world.vocab, world.frame_tokenizer, world.actions)
+    assert len(model.vision.rows) == world.vocab.vision.size > len(world.vision.rows)
+    window_losses(model, window).total.backward()
+    cache = model.context(window.instruction[:1], [(window.image[:1, 0], window.state[:1, 0])], [])
+    future = model.imagine(cache, candidates)
+    assert model.paint(future)[0].shape == (5, 2, 64, 64, 3)
+    assert future.main_ids.max() < world.vocab.vision.size and model.vision.rows.grad.abs().sum() > 0
 
 
 def test_slots_can_be_switched_off(world, window):

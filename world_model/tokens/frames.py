@@ -123,6 +123,16 @@ class FrameTokenizer(nn.Module):
         """The latent of every id: (vision_size, d) f32 within [-1, 1]."""
         return self.quantizer.implicit_codebook.clone()
 
+    def digit_latents(self) -> torch.Tensor:
+        """What each digit of an id adds to its latent, (sum(levels), d) f32; the first digit counts single ids."""
+        codes, parts, worth = self.codes(), [], 1
+        for axis, level in enumerate(self.config.levels):
+            part = codes.new_zeros(level, self.latent_dim)
+            part[:, axis] = codes[worth * torch.arange(level), axis]
+            parts.append(part)
+            worth *= level
+        return torch.cat(parts)
+
     @torch.no_grad()
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
         """(..., h, w, 3) u8 -> (..., K) i64 local ids."""

@@ -118,6 +118,8 @@ class Vocab:
                     f"overlaps another block or leaves [0, {self.size})"
                 )
             ends = block.stop
+        if ends != self.vision.stop or self.vision.step < 0:
+            raise ValueError("the vision block must come last and count upwards")
         marks = list(asdict(self.marks).values())
         if len(set(marks)) != len(marks) or not all(self.special.contains(mark) for mark in marks):
             raise ValueError("special marks must be different ids of the block `special`")

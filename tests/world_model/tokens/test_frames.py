@@ -6,6 +6,7 @@ import torch
 
 from world_model.tokens import frames as module
 from world_model.tokens.frames import MAIN_IDS, WRIST_IDS, FrameConfig, FrameTokenizer, TokenizerError, to_unit
+from world_model.vision import VisionCodes
 
 SMALL = FrameConfig(levels=(5, 4, 4), width=16, encoder_blocks=1, decoder_blocks=1)
 
@@ -61,6 +62,13 @@ def test_codes_are_the_latents_of_the_ids(tokenizer: FrameTokenizer):
     assert codes.shape == (tokenizer.vision_size, tokenizer.latent_dim) and len(codes.unique(dim=0)) == len(codes)
     certain = torch.nn.functional.one_hot(ids, tokenizer.vision_size).float() @ codes
     assert torch.equal(tokenizer.decode_latents(certain), tokenizer.decode(ids))
+
+
+def test_a_latent_is_the_sum_of_what_its_digits_add(tokenizer: FrameTokenizer):
+    """Catches digits counted in another order than the quantizer counts ids."""
+    codes = VisionCodes(tokenizer.config.levels, tokenizer.digit_latents(), width=4, copy_bias=0.0)
+    rows = codes.digits(torch.arange(tokenizer.vision_size)) + codes.starts
+    torch.testing.assert_close(codes.latents[rows].sum(1), tokenizer.codes())
 
 
 def test_training_and_run_time_agree(tokenizer: FrameTokenizer):
