@@ -17,6 +17,7 @@ from agent.objective import Objective
 from agent.planner import Plan, Planner, PlannerConfig
 from envs.types import Obs, check_action
 from world_model import checkpoint
+from world_model.device import choose_device
 from world_model.model import History, WorldModel
 from world_model.tokens.text import TextTokenizer
 
@@ -41,15 +42,6 @@ class AgentState:
     late: int = 0
 
 
-def pick_device(name: str) -> torch.device:
-    """A device by name; `auto` is the accelerator where there is one. ValueError for one that torch lacks."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={name} was asked for, but torch sees no CUDA device; use device=auto or device=cpu")
-    return torch.device(name)
-
-
 @dataclass(frozen=True)
 class ModelPolicy:
     """Acts by the model's own proposed chunk, without search.
@@ -71,7 +63,7 @@ class ModelPolicy:
     @classmethod
     def load(cls, folder: Path | str, execute: int = 2, device: str = "auto") -> ModelPolicy:
         """From a checkpoint folder. Raises CheckpointError, which names the file and what to do."""
-        loaded = checkpoint.load(Path(folder), pick_device(device))
+        loaded = checkpoint.load(Path(folder), choose_device(device))
         return cls(loaded.model, loaded.text, tuple(loaded.meta["instructions"]), execute, loaded.actions.chunk)
 
     def init(self, instruction: str, seed: int = 0) -> AgentState:

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from envs.types import ACTION_DIM, CONTROL_HZ, STATE_DIM
-from world_model.model import ModelConfig, WorldModel, fast_precision
+from world_model.device import fast_precision
+from world_model.model import ModelConfig, WorldModel
 from world_model.tokens.actions import ActionTokenizer
 from world_model.tokens.frames import FrameTokenizer, write_whole
 from world_model.tokens.text import TextTokenizer

@@ -29,15 +29,6 @@ from world_model.transformer import KV, Piece, Transformer, TransformerConfig
 from world_model.vision import CodeDistribution, VisionCodes
 
 
-def fast_precision(device: torch.device) -> torch.dtype:
-    """The arithmetic that is fastest there: bfloat16 on accelerators and on processors with units for it, where
-    training and imagining take half the time; without them it is emulated and slower."""
-    if device.type != "cpu":
-        return torch.bfloat16
-    can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return torch.bfloat16 if can.get("avx512_bf16") or can.get("amx_bf16") else torch.float32
-
-
 @dataclass(frozen=True)
 class ModelConfig:
     """transformer: sizes. instruction: ids kept for the text. slots: learned embeddings of the place within a step.

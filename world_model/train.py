@@ -31,8 +31,9 @@ from envs.types import Episode
 from world_model import checkpoint, held_out
 from world_model.augment import Augmentation
 from world_model.checkpoint import CheckpointError
+from world_model.device import choose_device, fast_precision
 from world_model.loss import LossWeights, window_losses
-from world_model.model import ModelConfig, WorldModel, fast_precision
+from world_model.model import ModelConfig, WorldModel
 from world_model.tokens.actions import ActionTokenizer
 from world_model.tokens.frames import FrameTokenizer, TokenizerError, write_whole
 from world_model.tokens.sequence import Tracks, chunks
@@ -321,13 +322,6 @@ def summary(progress: Progress, losses: dict[str, float], found: dict[str, float
     shown = "  ".join(f"{name} {losses[name]:.3f}/{found[f'{name}_nats']:.3f}" for name in names)
     shuffled = found["next_image_nats_shuffled"]
     return f"step {progress.step:6d}  trained/held out: {shown}  next_image, shuffled actions {shuffled:.3f}"
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` takes the accelerator where there is one."""
-    if name == "auto":
-        name = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
-    return torch.device(name)
 
 
 def to_config(raw: DictConfig) -> TrainConfig:

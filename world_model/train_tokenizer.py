@@ -26,6 +26,7 @@ from tqdm import tqdm
 from envs.store import EpisodeError, EpisodeStore
 from envs.types import Episode
 from world_model.augment import Augmentation
+from world_model.device import choose_device
 from world_model.tokens.fidelity import GATE, Fidelity, measure, passes_gate
 from world_model.tokens.frames import FrameConfig, FrameTokenizer, to_unit, write_whole
 
@@ -302,13 +303,6 @@ def run(config: TrainConfig) -> dict:
     log.log(report["figures"])
     log.finish()
     return report
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` takes the accelerator where there is one."""
-    if name == "auto":
-        name = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
-    return torch.device(name)
 
 
 def to_config(raw: DictConfig) -> TrainConfig:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from agent.agent import ModelPolicy, PlanningPolicy, decision_seed, pick_device
+from agent.agent import ModelPolicy, PlanningPolicy, decision_seed
 from agent.objective import Objective
 from agent.planner import Planner, PlannerConfig
 from envs.types import Obs
@@ -178,14 +178,6 @@ def test_execute_must_divide_the_chunk(execute):
     """Catches a rate at which no observation is one chunk old."""
     with pytest.raises(ValueError, match="divide"):
         acting(execute)
-
-
-def test_device():
-    """Catches a device that silently falls back."""
-    assert pick_device("cpu").type == "cpu" and pick_device("auto").type in ("cpu", "cuda")
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="device=auto"):
-            pick_device("cuda")
 
 
 @pytest.mark.parametrize("kind", [ModelPolicy, PlanningPolicy])
