@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +55,42 @@ class PolicyConfig:
     def learned(self) -> bool:
         """Whether it acts from a checkpoint."""
         return self.name in ("model", "planner")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A policy on the seeds seed, seed + 1, ...    out: folder of results.    workers: processes, 0 for this one."""
+
+    env: EnvConfig
+    policy: PolicyConfig
+    seed: int
+    episodes: int
+    out: str
+    workers: int
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ValueError(f"episodes must be at least 1, got {self.episodes}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+
+    @property
+    def seeds(self) -> list[int]:
+        """One an episode."""
+        return list(range(self.seed, self.seed + self.episodes))
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> RunConfig:
+        """From a verb's settings, in which `split` and `checkpoint` stand beside the environment and the policy."""
+        policy = build(PolicyConfig, {**raw["policy"], "checkpoint": raw["checkpoint"]})
+        return cls(
+            env=build(EnvConfig, {**raw["env"], "split": raw["split"]}),
+            policy=policy if policy.learned else replace(policy, checkpoint=""),
+            seed=raw["seed"],
+            episodes=raw["episodes"],
+            out=raw["out"],
+            workers=raw["workers"] if raw["workers"] is not None else os.cpu_count(),
+        )
 
 
 def make_env(config: EnvConfig) -> gym.Env:

@@ -7,17 +7,17 @@ Run the same command again to go on where it stopped; the same command makes the
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from agent import actors, pool
-from agent.actors import EnvConfig, PolicyConfig, build, make_env, make_policy
+from agent.actors import RunConfig, make_env, make_policy
 from agent.verb import claim, clear_errors, log_run, versions
 from envs import preflight
 from envs.store import EpisodeError, EpisodeStore
@@ -27,21 +27,16 @@ RECORDED_VERSIONS = ("mujoco", "robosuite", "numpy", "gymnasium")
 
 
 @dataclass(frozen=True)
-class CollectConfig:
-    """episodes: seeds seed, seed + 1, ...    out: folder of the episodes.    workers: processes, 0 for this one."""
+class CollectConfig(RunConfig):
+    """out: folder of the episodes."""
 
-    env: EnvConfig
-    policy: PolicyConfig
-    seed: int
-    episodes: int
-    out: str
-    workers: int
-
-    def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise ValueError(f"episodes must be at least 1, got {self.episodes}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> CollectConfig:
+        """As everywhere, but `scripted` becomes the disturbed expert."""
+        config = super().of(raw)
+        if config.policy.name != "scripted":
+            return config
+        return replace(config, policy=replace(config.policy, name="perturbed", perturb=raw["perturb"]))
 
     def name(self, seed: int) -> str:
         """The episode's name within the store."""
@@ -101,7 +96,7 @@ def collect(config: CollectConfig) -> list[Recorded]:
 def _sort_out(config: CollectConfig, store: EpisodeStore) -> tuple[list[Recorded], list[int]]:
     """What is there already, and the seeds that are missing or whose file is damaged."""
     done, todo = [], []
-    for seed in range(config.seed, config.seed + config.episodes):
+    for seed in config.seeds:
         if config.name(seed) not in store:
             todo.append(seed)
             continue
@@ -126,29 +121,11 @@ def summary(config: CollectConfig, recorded: list[Recorded]) -> str:
     )
 
 
-def from_hydra(cfg: DictConfig) -> CollectConfig:
-    """The settings of this verb; `scripted` becomes the disturbed expert."""
-    raw = OmegaConf.to_container(cfg, resolve=True)
-    policy = build(PolicyConfig, {**raw["policy"], "checkpoint": raw["checkpoint"]})
-    if policy.name == "scripted":
-        policy = replace(policy, name="perturbed", perturb=raw["perturb"])
-    if not policy.learned:
-        policy = replace(policy, checkpoint="")
-    return CollectConfig(
-        env=build(EnvConfig, {**raw["env"], "split": raw["split"]}),
-        policy=policy,
-        seed=raw["seed"],
-        episodes=raw["episodes"],
-        out=raw["out"],
-        workers=raw["workers"] if raw["workers"] is not None else os.cpu_count(),
-    )
-
-
 @hydra.main(version_base="1.3", config_path="../configs", config_name="collect")
 def main(cfg: DictConfig) -> None:
     with clear_errors():
         preflight.require()
-        config = from_hydra(cfg)
+        config = CollectConfig.of(OmegaConf.to_container(cfg, resolve=True))
         recorded = collect(config)
         print(summary(config, recorded))
         success_rate = sum(r.success for r in recorded) / len(recorded)

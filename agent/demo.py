@@ -22,9 +22,9 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from agent.actors import EnvConfig, PolicyConfig, build, make_env, make_policy
+from agent.actors import EnvConfig, PolicyConfig, RunConfig, build, make_env, make_policy
 from agent.agent import ModelPolicy, PlanningPolicy
-from agent.evaluate import EvaluateConfig, Outcome, identity, make_report, table
+from agent.evaluate import Outcome, identity, make_report, table
 from agent.picture import Film, Future, Moment, draw, film, sheet
 from agent.planner import Plan
 from agent.verb import clear_errors, write_whole
@@ -153,7 +153,7 @@ def describe(cfg: DemoConfig, result: Rollout, criterion: str) -> dict[str, Any]
         cfg.seed, bool(episode.success[-1]), len(episode), float(episode.progress[-1]), result.score,
         result.late_decisions, result.decision_seconds.tolist(),
     )  # fmt: skip
-    settings = EvaluateConfig(cfg.env, cfg.policy, cfg.seed, 1, str(cfg.out), 0)
+    settings = RunConfig(cfg.env, cfg.policy, cfg.seed, 1, str(cfg.out), 0)
     checkpoint = identity(cfg.policy)
     report = make_report(settings, [outcome], criterion, episode.instruction, checkpoint, "python -m agent.demo")
     ending = {"success": outcome.success, "steps": outcome.steps, "score": outcome.score}

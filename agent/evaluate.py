@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,40 +19,17 @@ from typing import Any
 import hydra
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from agent import pool
-from agent.actors import EnvConfig, PolicyConfig, build, make_env, make_policy
+from agent.actors import EnvConfig, PolicyConfig, RunConfig, make_env, make_policy
 from agent.stats import wilson
 from agent.verb import RunError, append_line, claim, clear_errors, log_run, versions, write_whole
 from envs import preflight
 from policies.base import rollout
 
 REPORTED_VERSIONS = ("nextstate", "torch", "mujoco", "robosuite", "gymnasium", "numpy")
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """episodes: seeds seed, seed + 1, ...    out: folder of the report.    workers: processes, 0 for this one."""
-
-    env: EnvConfig
-    policy: PolicyConfig
-    seed: int
-    episodes: int
-    out: str
-    workers: int
-
-    def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise ValueError(f"episodes must be at least 1, got {self.episodes}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")
-
-    @property
-    def seeds(self) -> list[int]:
-        """Those that are evaluated."""
-        return list(range(self.seed, self.seed + self.episodes))
 
 
 @dataclass(frozen=True)
@@ -97,7 +73,7 @@ class EvaluateJob:
                 )
 
 
-def evaluate(config: EvaluateConfig, command: str) -> dict[str, Any]:
+def evaluate(config: RunConfig, command: str) -> dict[str, Any]:
     """Evaluate what is missing, write out/report.json and return it."""
     with closing(make_env(config.env)) as env:  # wrong settings are found here, before any process starts
         criterion, instruction = env.unwrapped.criterion, env.unwrapped.instruction
@@ -125,7 +101,7 @@ def evaluate(config: EvaluateConfig, command: str) -> dict[str, Any]:
 
 
 def make_report(
-    config: EvaluateConfig,
+    config: RunConfig,
     outcomes: list[Outcome],
     criterion: str,
     instruction: str,
@@ -211,27 +187,11 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
 
-def from_hydra(cfg: DictConfig) -> EvaluateConfig:
-    """The settings of this verb."""
-    raw = OmegaConf.to_container(cfg, resolve=True)
-    policy = build(PolicyConfig, raw["policy"])
-    if policy.learned:
-        policy = build(PolicyConfig, {**raw["policy"], "checkpoint": raw["checkpoint"]})
-    return EvaluateConfig(
-        env=build(EnvConfig, {**raw["env"], "split": raw["split"]}),
-        policy=policy,
-        seed=raw["seed"],
-        episodes=raw["episodes"],
-        out=raw["out"],
-        workers=raw["workers"] if raw["workers"] is not None else os.cpu_count(),
-    )
-
-
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     with clear_errors():
         preflight.require()
-        config = from_hydra(cfg)
+        config = RunConfig.of(OmegaConf.to_container(cfg, resolve=True))
         report = evaluate(config, " ".join(["python -m agent.evaluate", *HydraConfig.get().overrides.task]))
         print(table(report))
         print(f"report: {Path(config.out) / 'report.json'}")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from agent import evaluate as verb
-from agent.actors import PolicyConfig
-from agent.evaluate import EvaluateConfig, evaluate, read_outcomes, table
+from agent.actors import PolicyConfig, RunConfig
+from agent.evaluate import evaluate, read_outcomes, table
 from agent.verb import RunError
 
 FIELDS = {
@@ -38,10 +38,10 @@ class EvenSeeds:
 
 
 @pytest.fixture
-def config(reach, tmp_path, monkeypatch) -> EvaluateConfig:
+def config(reach, tmp_path, monkeypatch) -> RunConfig:
     monkeypatch.setattr(verb, "make_policy", lambda *_: EvenSeeds())
     env = replace(reach, split="seen")
-    return EvaluateConfig(env, PolicyConfig("scripted"), seed=10, episodes=4, out=str(tmp_path / "run"), workers=0)
+    return RunConfig(env, PolicyConfig("scripted"), seed=10, episodes=4, out=str(tmp_path / "run"), workers=0)
 
 
 def test_report(config):
