@@ -35,7 +35,9 @@ class FoldExpert:
     execute: int = 1
     hover: float = 0.06  # metres above the corner
     carry: float = 0.10  # metres, height of the arc
-    overshoot: float = 0.020  # metres beyond the far corner: a released corner springs back
+    # Metres beyond the far corner, because a released corner springs back; for the first corner less, or the second
+    # comes along half of the time and ends loosely.
+    overshoot: tuple[float, float] = (0.010, 0.020)
     approach_speed: float = 0.8  # of the largest action: a camera then sees the approach in more frames
     carry_speed: float = 0.8  # of the largest action; faster, and the cloth swings
 
@@ -50,7 +52,8 @@ class FoldExpert:
         scene = obs.scene
         here, corners = scene.gripper.astype(np.float64), scene.keypoints.astype(np.float64)
         if scene.held >= 0 and scene.stage in (1, 3):
-            return self._lay(here, corners[2 + scene.held], corners[2] - corners[3], scene.opening)
+            overshoot = self.overshoot[scene.held]
+            return self._lay(here, corners[2 + scene.held], corners[2] - corners[3], overshoot, scene.opening)
         if scene.held >= 0 or scene.stage == 4:
             return self._move_away(here, scene.opening)
         return self._grasp(here, corners[scene.stage // 2], scene.opening)
@@ -69,9 +72,11 @@ class FoldExpert:
         target = np.array([*(here if low else corner)[:2], corner[2] + 0.004 + funnel * self.hover])
         return _move(here, target, OPEN, gain=1.5, limit=self.approach_speed)
 
-    def _lay(self, here: np.ndarray, corner: np.ndarray, far_edge: np.ndarray, opening: float) -> np.ndarray:
+    def _lay(
+        self, here: np.ndarray, corner: np.ndarray, far_edge: np.ndarray, overshoot: float, opening: float
+    ) -> np.ndarray:
         outward = np.array([far_edge[1], -far_edge[0], 0.0]) / np.linalg.norm(far_edge[:2])
-        goal = corner + self.overshoot * outward
+        goal = corner + overshoot * outward
         away, above = np.linalg.norm(goal[:2] - here[:2]), here[2] - corner[2]
         # The jaws need five steps to open and let go late, so they begin within a centimetre and a half and go on to
         # the goal: a learner that is a centimetre off else waits beside it for ever.
