@@ -1,0 +1,200 @@
+"""How true the imagination is: one ladder of evidence, from looks to counterfactual futures to what planning exploits.
+
+    python -m agent.fidelity env=fold_half checkpoint=checkpoints/nextstate-s seed=3000 out=outputs/fidelity
+
+Watches held-out episodes of three kinds (disturbed demonstrations, the model's own attempts, play), leaves some of
+their states in eight different ways, and lets the planner fold a few times. Prints the ladder and writes
+`fidelity.json` and `fidelity.png` (real futures above imagined ones).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from agent import pool
+from agent.actors import EnvConfig, PolicyConfig, build, make_env, make_policy
+from agent.evaluate import identity
+from agent.verb import clear_errors, log_run, versions, write_whole
+from agent.witness import Left, Seen, WitnessJob
+from envs import preflight
+from policies.base import Step, rollout
+from world_model import checkpoint, held_out, ladder
+from world_model.checkpoint import Loaded
+from world_model.device import choose_device
+from world_model.model import History
+from world_model.tokens.sequence import Tracks, value_to_come
+
+
+@dataclass(frozen=True)
+class FidelityConfig:
+    """configs/fidelity.yaml says what each of these means."""
+
+    env: EnvConfig
+    checkpoint: str
+    seed: int
+    episodes: int
+    planned: int
+    windows: int
+    ahead: int
+    out: str
+    workers: int
+    device: str
+
+    def __post_init__(self) -> None:
+        if min(self.episodes, self.planned, self.windows, self.ahead) < 1 or self.seed < 0:
+            raise ValueError("episodes, planned, windows and ahead must be positive, and seed 0 or more")
+
+
+    @classmethod
+    def of(cls, raw: dict[str, Any]) -> FidelityConfig:
+        """From the verb's settings, in which `split` stands beside the environment."""
+        kept = {name: value for name, value in raw.items() if name not in ("split", "wandb")}
+        env = build(EnvConfig, {**raw["env"], "split": raw["split"]})
+        return build(cls, {**kept, "env": env, "workers": os.cpu_count() if raw["workers"] is None else raw["workers"]})
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One episode of the planner: for each decision what it expected of its plan, and what followed.
+
+    expected, real: (D,) discount ** (control steps until success), one chunk after the decision.
+    """
+
+    expected: np.ndarray
+    real: np.ndarray
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A worker's part: let the planner act."""
+
+    env: EnvConfig
+    checkpoint: str
+    discount: float
+
+    def work(self, seeds: Iterator[int]) -> Iterator[Planned]:
+        """One episode a seed."""
+        with closing(make_env(self.env)) as env:
+            policy = make_policy(PolicyConfig("planner", checkpoint=self.checkpoint, device="cpu"), self.env, env)
+            for seed in seeds:
+                expected: list[tuple[int, float]] = []
+
+                def on_step(step: Step, expected: list[tuple[int, float]] = expected) -> None:
+                    plan = step.state.plan
+                    if step.decided and plan.imagined:
+                        imagined, row = plan.imagination_of(plan.chosen)
+                        due = step.index + imagined.actions.shape[1] * imagined.actions.shape[2]
+                        expected.append((due, float(imagined.value[row, -1])))
+
+                episode = rollout(env, policy, seed, on_step=on_step).episode
+                truth = value_to_come(episode.success, self.discount)
+                due = np.minimum([step for step, _ in expected], len(truth) - 1)
+                yield Planned(np.array([value for _, value in expected]), truth[due])
+
+
+def measure(config: FidelityConfig, loaded: Loaded) -> tuple[dict[str, Any], Tracks]:
+    """All figures, and the episodes that they rest on, tokenized."""
+    model = loaded.model
+    discount = loaded.meta.get("discount", 0.99)
+    watching = WitnessJob(config.env, config.checkpoint, config.seed, model.layout.chunk_steps)
+    watched = _all(watching, config.seed, config.episodes, config.workers, "watching")
+    planning = PlannedJob(config.env, config.checkpoint, discount)
+    planned = _all(planning, config.seed + config.episodes, config.planned, config.workers, "planning")
+
+    tracks = Tracks.join([
+        Tracks.of(seen.episode, model.layout, loaded.frames, loaded.actions, loaded.text, discount) for seen in watched
+    ])  # fmt: skip
+    forks = [as_fork(loaded, seen, left) for seen in watched for left in seen.forks]
+    figures = ladder.climb(model, tracks, forks, config.windows, config.ahead)
+    expected, real = (np.concatenate([getattr(p, name) for p in planned]) for name in ("expected", "real"))
+    figures |= {
+        "exploitation_points": round(100 * float((expected - real).mean()), 2),
+        "planned_decisions": len(expected),
+        "episodes": {kind: sum(seen.kind == kind for seen in watched) for kind in sorted({s.kind for s in watched})},
+    }
+    return figures, tracks
+
+
+def as_fork(loaded: Loaded, seen: Seen, left: Left) -> ladder.Fork:
+    """A fork with the history that the model reads: now, and one chunk ago."""
+    chunk, episode = loaded.model.layout.chunk_steps, seen.episode
+    ago = left.step - chunk
+    steps = ((episode.obs(ago), episode.action[ago : left.step]), (episode.obs(left.step), None))
+    history = History(tuple(loaded.text.encode(episode.instruction)), steps)
+    return ladder.Fork(history, left.actions, left.main, left.wrist, left.state, left.keypoints)
+
+
+def _all(job: pool.Job, seed: int, count: int, workers: int, what: str) -> list[Any]:
+    results = pool.run(job, range(seed, seed + count), workers)
+    return list(tqdm(results, total=count, desc=what, unit="episode"))
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The ladder for a person."""
+    columns = {
+        "psnr_changed": "dB, changed pixels", "ssim_changed": "SSIM, changed pixels", "id_accuracy": "ids right",
+        "gripper_cm": "gripper, cm", "object_cm": "corners or cube, cm",
+    }  # fmt: skip
+    horizons = figures["horizons"]
+    lines = ["model steps ahead" + " " * 17 + "".join(f"{h['model_step']:>8d}" for h in horizons)]
+    for name, label in columns.items():
+        for suffix, beside in (("", ""), ("_copy", "copying"), ("_shuffled", "other actions")):
+            if name + suffix in horizons[0]:
+                title = f"  {beside}" if beside else label
+                lines.append(f"{title:<34}" + "".join(f"{h[name + suffix]:8.2f}" for h in horizons))
+    lines.append("")
+    rows = {
+        "true future found among eight": ", ".join(
+            f"{figures[f'retrieval_{name}']:.1%} by {what}"
+            for name, what in (("at_1", "ids"), ("by_pixels", "pixels"), ("by_state", "state"))
+        ) + f" (chance {figures['retrieval_chance']:.1%}, {figures['retrievals']} futures)",
+        "gripper displacement, r": f"{figures['gripper_displacement_r']:.3f}",
+        "value": f"AUC {figures['value_auc']:.3f}, calibration error {figures['value_ece']:.3f}, "
+        f"correlation {figures['value_correlation']:.3f} ({figures['futures']} futures)",
+        "success": f"AUC {figures['success_auc']:.3f}",
+        "uncertainty tells large errors": f"AUC {figures['uncertainty_auc']:.3f}",
+        "exploitation": f"{figures['exploitation_points']:+.1f} points over {figures['planned_decisions']} decisions",
+    }
+    return "\n".join(lines + [f"{name:<32}{value}" for name, value in rows.items()])
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="fidelity")
+def main(cfg: DictConfig) -> None:
+    with clear_errors():
+        preflight.require()
+        raw = OmegaConf.to_container(cfg, resolve=True)
+        config = FidelityConfig.of(raw)
+        shipped = identity(PolicyConfig("model", checkpoint=config.checkpoint))
+        loaded = checkpoint.load(Path(config.checkpoint), choose_device(config.device))
+        figures, tracks = measure(config, loaded)
+        out = Path(config.out)
+        out.mkdir(parents=True, exist_ok=True)
+        report = {
+            **figures, "env": config.env.id, "split": config.env.split, "checkpoint": shipped,
+            "command": " ".join(["python -m agent.fidelity", *HydraConfig.get().overrides.task]),
+            "versions": versions("nextstate", "torch", "mujoco"),
+        }  # fmt: skip
+        write_whole(out / "fidelity.json", json.dumps(report, indent=1) + "\n")
+        with torch.inference_mode():
+            held_out.picture(loaded.model, tracks).save(out / "fidelity.png")
+        print(table(figures))
+        print(f"\nwritten to {out}")
+        flat = {name: value for name, value in figures.items() if isinstance(value, float)}
+        log_run(cfg.wandb, f"fidelity {config.env.name}", config.out, asdict(config), flat)
+
+
+if __name__ == "__main__":
+    main()
