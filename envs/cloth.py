@@ -18,7 +18,6 @@ from envs.types import TABLE_HEIGHT, Scene
 GRID = 9  # vertices along each side
 CORNERS = ((0, GRID - 1), (0, 0), (GRID - 1, GRID - 1), (GRID - 1, 0))  # near left, near right, far left, far right
 GRASP_RADIUS = 0.025  # metres from the grip site to the vertex that is grasped: jaws that close on cloth hold cloth
-LAYER = 0.010  # metres, a little more than the cloth is thick
 HOLD_OPENING, LOSE_OPENING = 0.020, 0.030  # metres between the jaws: tied below the one, let go above the other
 RELEASED_OPENING = 0.060  # metres; a fold is done when the jaws are this far apart
 AT_REST = 0.02  # m/s, the fastest vertex
@@ -42,7 +41,7 @@ class FoldHalf(Tabletop):
         f"released, at rest, both corner pairs under {1000 * score.MAX_CORNER_DISTANCE:.0f} mm "
         f"and mean pair distance under {1000 * score.MAX_PAIR_DISTANCE:.0f} mm"
     )
-    horizon = 280
+    horizon = 400  # a fold takes 160 control steps: time for a second attempt at both corners
     timestep = 0.004
 
     def __init__(self, split: str = "train", grasp: str = "constraint", render_mode: str = "rgb_array") -> None:
@@ -123,12 +122,9 @@ class FoldHalf(Tabletop):
         if self.opening() > LOSE_OPENING:
             self._data.eq_active[self._ties] = 0
         elif action[-1] > 0 and self._held_vertex() < 0 and self.opening() < HOLD_OPENING:
-            away = self._data.xpos[self._bodies] - self.gripper_position()
-            # jaws that come from above take the upper of two layers, though the lower one's vertex may be nearer
-            from_above = np.linalg.norm(away - [0, 0, LAYER], axis=-1)
-            from_above[np.linalg.norm(away, axis=-1) > GRASP_RADIUS] = np.inf
-            if np.isfinite(from_above.min()):
-                self._data.eq_active[self._ties[from_above.argmin()]] = 1
+            distance = np.linalg.norm(self._data.xpos[self._bodies] - self.gripper_position(), axis=-1)
+            if distance.min() < GRASP_RADIUS:
+                self._data.eq_active[self._ties[distance.argmin()]] = 1
 
     # `eq_active` is part of the physics state, so the grasp needs no memory of its own
     def _task_state(self) -> None:
@@ -153,7 +149,7 @@ class FoldHalf(Tabletop):
         vertices = self._vertices()
         corners = np.array([vertices[row, column] for row, column in CORNERS], dtype=np.float32)
         held = self._held()
-        stage = score.fold_stage(_corner_distances(vertices), held)
+        stage = score.fold_stage(_corner_distances(vertices), held, score.half_folded(vertices))
         return Scene(corners, held, stage, self.opening(), self.gripper_position().astype(np.float32))
 
     def subtask(self) -> int:

@@ -38,10 +38,11 @@ def softgym_fold(vertices: np.ndarray, start: np.ndarray) -> float:
     return float(1.0 - performance(vertices) / performance(start))
 
 
-def fold_stage(corner_distances: np.ndarray, held: int, done_below: float = 0.038) -> int:
+def fold_stage(corner_distances: np.ndarray, held: int, folded: bool, done_below: float = 0.038) -> int:
     """What to do next in a half fold: 0 grasp left, 1 lay left, 2 grasp right, 3 lay right, 4 move away.
 
-    corner_distances: (2,) metres, left and right; held: as in `Scene`, near left 0 and near right 1.
+    corner_distances: (2,) metres, left and right; held: as in `Scene`, near left 0 and near right 1; folded: as
+    `half_folded` says. With both corners laid and the cloth between them bunched, the worse corner is laid again.
     """
     if held in (0, 1):
         return 1 + 2 * held
@@ -50,4 +51,4 @@ def fold_stage(corner_distances: np.ndarray, held: int, done_below: float = 0.03
     for side in (0, 1):
         if corner_distances[side] > done_below:
             return 2 * side
-    return 4
+    return 4 if folded else 2 * int(np.argmax(corner_distances))

@@ -88,18 +88,6 @@ def test_the_jaws_let_go_and_not_the_command(cloth):
     assert all((index == 0) == (opening < 0.035) for opening, index in held)
 
 
-def test_the_upper_of_two_layers_is_taken(cloth):
-    """Jaws that close on a folded cloth from above must not pull its lower layer out from under the upper one."""
-    cloth.reset(seed=6)
-    while cloth.opening() > 0.018:
-        cloth.step(np.array([0, 0, 0.2, 0, 0, 0, 1], np.float32))
-    lower, upper = cloth._bodies[0], cloth._bodies[1]
-    cloth._data.xpos[lower] = cloth.gripper_position() + [0.002, 0, -0.008]
-    cloth._data.xpos[upper] = cloth.gripper_position() + [0.010, 0, 0.0]
-    cloth._before_step(np.array([0, 0, 0, 0, 0, 0, 1], np.float32))
-    assert cloth._held_vertex() == 1
-
-
 def test_closing_far_from_the_cloth_holds_nothing(cloth):
     """A grasp without reach would fold the cloth from the air."""
     cloth.reset(seed=4)

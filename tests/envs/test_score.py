@@ -51,12 +51,14 @@ def test_softgym_is_zero_at_the_start_and_one_for_a_perfect_fold():
 
 
 @pytest.mark.parametrize(
-    ("distances", "held", "stage"),
+    ("distances", "held", "folded", "stage"),
     [
-        ((0.24, 0.24), -1, 0), ((0.24, 0.24), 0, 1), ((0.01, 0.24), -1, 2), ((0.01, 0.24), 1, 3),
-        ((0.01, 0.01), -1, 4), ((0.24, 0.24), 4, 4), ((0.24, 0.24), 2, 4),
+        ((0.24, 0.24), -1, False, 0), ((0.24, 0.24), 0, False, 1), ((0.01, 0.24), -1, False, 2),
+        ((0.01, 0.24), 1, False, 3), ((0.01, 0.01), -1, True, 4), ((0.24, 0.24), 4, False, 4),
+        ((0.24, 0.24), 2, False, 4), ((0.03, 0.02), -1, False, 0), ((0.02, 0.03), -1, False, 2),
     ],
 )  # fmt: skip
-def test_what_to_do_next(distances, held, stage):
-    """A stage out of order sends the expert to a corner that is laid already; a wrong grasp must be let go."""
-    assert score.fold_stage(np.array(distances), held) == stage
+def test_what_to_do_next(distances, held, folded, stage):
+    """A stage out of order sends the expert to a corner that is laid already; a wrong grasp must be let go, and a bunch
+    between two laid corners must be pulled out."""
+    assert score.fold_stage(np.array(distances), held, folded) == stage
