@@ -10,6 +10,7 @@ their states in eight different ways, and lets the planner fold a few times. Pri
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import closing
@@ -142,6 +143,22 @@ def _all(job: pool.Job, seed: int, count: int, workers: int, what: str) -> list[
     return list(tqdm(results, total=count, desc=what, unit="episode"))
 
 
+def to_json(report: Any) -> str:
+    """JSON has no NaN: what could not be measured (one kind of outcome only, a robot without objects) is null."""
+
+    def clean(value: Any) -> Any:
+        match value:
+            case dict():
+                return {name: clean(v) for name, v in value.items()}
+            case list():
+                return [clean(v) for v in value]
+            case float() if not math.isfinite(value):
+                return None
+        return value
+
+    return json.dumps(clean(report), indent=1, allow_nan=False) + "\n"
+
+
 def table(figures: dict[str, Any]) -> str:
     """The ladder for a person."""
     columns = {
@@ -187,7 +204,7 @@ def main(cfg: DictConfig) -> None:
             "command": " ".join(["python -m agent.fidelity", *HydraConfig.get().overrides.task]),
             "versions": versions("nextstate", "torch", "mujoco"),
         }  # fmt: skip
-        write_whole(out / "fidelity.json", json.dumps(report, indent=1) + "\n")
+        write_whole(out / "fidelity.json", to_json(report))
         with torch.inference_mode():
             held_out.picture(loaded.model, tracks).save(out / "fidelity.png")
         print(table(figures))
