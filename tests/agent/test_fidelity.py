@@ -49,7 +49,6 @@ def test_the_whole_verb(folder, monkeypatch):
     assert figures["retrieval_at_1"] < 0.6 and figures["planned_decisions"] == 20
     # nothing was lifted, so all that the planner expected was too much
     assert 0 < figures["exploitation_points"] < 100
-    assert json.loads(json.dumps(figures, allow_nan=True)).keys() == figures.keys()
     written = json.loads(fidelity.to_json(figures))
     assert np.isnan(figures["value_auc"]) and written["value_auc"] is None, "nothing succeeded: there is no curve"
     assert written["horizons"][0]["gripper_cm"] == figures["horizons"][0]["gripper_cm"]
