@@ -12,12 +12,12 @@ export LP_NUM_THREADS ?= 1
 
 # What `make train` makes. Fewer episodes and steps are quicker and fold less often.
 RUN ?= outputs/make_train
-FOLD_EPISODES ?= 300
+FOLD_EPISODES ?= 400
 LIFT_EPISODES ?= 200
 MODEL ?= S
-OWN_EPISODES ?= 70
+OWN_EPISODES ?= 90
 TOKENIZER_STEPS ?= 14000
-TRAIN_STEPS ?= 5000
+TRAIN_STEPS ?= 7500
 AGAIN_STEPS ?= 2500
 # Nothing else runs meanwhile, so all cores train; beside other work one thread is faster than two.
 THREADS ?= $(shell nproc)
