@@ -42,13 +42,14 @@ def fold_stage(corner_distances: np.ndarray, held: int, folded: bool, done_below
     """What to do next in a half fold: 0 grasp left, 1 lay left, 2 grasp right, 3 lay right, 4 move away.
 
     corner_distances: (2,) metres, left and right; held: as in `Scene`, near left 0 and near right 1; folded: as
-    `half_folded` says. With both corners laid and the cloth between them bunched, the worse corner is laid again.
+    `half_folded` says. A cloth that counts as folded is let be; with both corners laid and a bunch between
+    them, the worse corner is laid again.
     """
     if held in (0, 1):
         return 1 + 2 * held
-    if held >= 0:
+    if held >= 0 or folded:
         return 4
     for side in (0, 1):
         if corner_distances[side] > done_below:
             return 2 * side
-    return 4 if folded else 2 * int(np.argmax(corner_distances))
+    return 2 * int(np.argmax(corner_distances))

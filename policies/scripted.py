@@ -34,10 +34,11 @@ class FoldExpert:
 
     execute: int = 1
     hover: float = 0.06  # metres above the corner
-    carry: float = 0.10  # metres, height of the arc
-    # Metres beyond the far corner, because a released corner springs back; for the first corner less, or the second
-    # comes along half of the time and ends loosely.
-    overshoot: tuple[float, float] = (0.010, 0.020)
+    # Metres, height of the arc, and metres beyond the far corner for the first and the second carry. The first one
+    # drags the second corner along; this high and this far it lands within 2 to 3 cm, and one carry folds. Lower or
+    # shorter leaves it 5 cm short, where it lies beside the far corner and is hard to see; higher, and it flies over.
+    carry: float = 0.13
+    overshoot: tuple[float, float] = (0.035, 0.020)
     approach_speed: float = 0.8  # of the largest action: a camera then sees the approach in more frames
     carry_speed: float = 0.8  # of the largest action; faster, and the cloth swings
 
