@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -119,6 +119,7 @@ def prepare(config: TrainConfig, device: torch.device) -> Data:
 
     if begin:
         model, text, actions = begin.model, begin.text, begin.actions
+        model.config = replace(model.config, weights=config.model.weights)  # what counts is this training's to say
     else:
         text = TextTokenizer.train([t for e in training for t in (e.instruction, *e.subtask_names)], config.text_size)
         actions = ActionTokenizer.fit(sample_chunks(training), coefs=config.coefs)

@@ -139,15 +139,18 @@ def test_figures_are_right_where_they_can_be_known():
 
 
 def test_a_checkpoint_to_start_from_keeps_its_tokenizers(config, tmp_path, make_episode):
-    """Catches bins and texts that are fitted again on added episodes: the old weights would mean other numbers."""
+    """Catches bins and texts that are fitted again on added episodes: the old weights would mean other numbers. And
+    loss weights that the new training asks for and does not get."""
     figures = train.run(config)
     EpisodeStore(tmp_path / "more").write(make_episode(9, steps=56), "episode-9")
     begun = checkpoint.load(Path(config.out) / "checkpoint")
     added = replace(
         config, start=str(Path(config.out) / "checkpoint"), out=str(tmp_path / "on"), tokenizer="not read",
         data=(*config.data, str(tmp_path / "more")),
+        model=replace(config.model, weights=replace(config.model.weights, belief=3.0)),
     )  # fmt: skip
     data = train.prepare(added, torch.device("cpu"))
+    assert data.model.config.weights.belief == 3.0  # what counts is this training's to say
     assert data.model.actions == begun.actions and data.model.vocab == begun.vocab and len(figures)
     for name, value in begun.model.state_dict().items():
         assert torch.equal(value, data.model.state_dict()[name]), name
