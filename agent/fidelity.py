@@ -58,7 +58,6 @@ class FidelityConfig:
         if min(self.episodes, self.planned, self.windows, self.ahead) < 1 or self.seed < 0:
             raise ValueError("episodes, planned, windows and ahead must be positive, and seed 0 or more")
 
-
     @classmethod
     def of(cls, raw: dict[str, Any]) -> FidelityConfig:
         """From the verb's settings, in which `split` stands beside the environment."""
@@ -177,7 +176,8 @@ def table(figures: dict[str, Any]) -> str:
         "true future found among eight": ", ".join(
             f"{figures[f'retrieval_{name}']:.1%} by {what}"
             for name, what in (("at_1", "ids"), ("by_pixels", "pixels"), ("by_state", "state"))
-        ) + f" (chance {figures['retrieval_chance']:.1%}, {figures['retrievals']} futures)",
+        )
+        + f" (chance {figures['retrieval_chance']:.1%}, {figures['retrievals']} futures)",
         "gripper displacement, r": f"{figures['gripper_displacement_r']:.3f}",
         "value": f"AUC {figures['value_auc']:.3f}, calibration error {figures['value_ece']:.3f}, "
         f"correlation {figures['value_correlation']:.3f} ({figures['futures']} futures)",

@@ -249,9 +249,7 @@ def picture(tokenizer: FrameTokenizer, episodes: list[Episode], scale: int = 3) 
     rows = []
     for episode in episodes:
         pick = np.linspace(0, len(episode.main) - 1, 6).astype(int)
-        views = [
-            torch.from_numpy(frames[pick]).to(tokenizer.device) for frames in (episode.main, episode.wrist)
-        ]
+        views = [torch.from_numpy(frames[pick]).to(tokenizer.device) for frames in (episode.main, episode.wrist)]
         for shown in (views, [tokenizer.decode(tokenizer.encode(view)) for view in views]):
             main, wrist = (view.cpu().numpy() for view in shown)
             wrist = np.pad(wrist, ((0, 0), (0, main.shape[1] - wrist.shape[1]), (0, 0), (0, 0)))
