@@ -85,9 +85,9 @@ def over_corner(offset: tuple[float, float, float], opening: float, held: int, s
         ((0.022, 0.0, 0.006), 0.05, -1, 0, CLOSE, (-1, 0, 0)),  # closing, and shaken: do not open again
         ((0.0, 0.0, 0.006), 0.05, 0, 1, CLOSE, (0, 0, 0)),  # held, the jaws on their way: wait
         ((0.10, 0.0, 0.12), 0.01, 0, 1, CLOSE, (+1, 0, 0)),  # held: carry to the far corner
-        ((0.25, 0.0, 0.010), 0.005, 0, 1, OPEN, (0, 0, 0)),  # beyond it and low: let go
-        ((0.270, 0.0, 0.015), 0.025, 0, 1, OPEN, (-1, 0, 0)),  # letting go, and shaken: do not close again
-        ((0.238, 0.0, 0.020), 0.005, 0, 1, OPEN, (+1, 0, -1)),  # a centimetre before it: let go on the way
+        ((0.275, 0.0, 0.010), 0.005, 0, 1, OPEN, (0, 0, 0)),  # beyond it and low: let go
+        ((0.295, 0.0, 0.015), 0.025, 0, 1, OPEN, (-1, 0, 0)),  # letting go, and shaken: do not close again
+        ((0.263, 0.0, 0.020), 0.005, 0, 1, OPEN, (+1, 0, -1)),  # a centimetre before that: let go on the way
         ((0.10, 0.0, 0.12), 0.025, 0, 1, CLOSE, (0, 0, 0)),  # jaws that slip in mid-air: close before going on
         ((0.1, -0.1, 0.01), 0.08, -1, 4, OPEN, (0, 0, +1)),  # all done: up and away
         ((0.1, -0.1, 0.01), 0.01, 4, 4, OPEN, (0, 0, 0)),  # a wrong place: let go before rising
