@@ -43,7 +43,8 @@ def test_the_cloth_comes_to_rest_on_the_table(cloth):
 
 
 def test_the_whole_fold(cloth):
-    """The main task with its expert: grasp, carry, lay, twice, and success only when all is released and at rest."""
+    """The main task with its expert: grasp, carry, lay, and success only when all is released and at rest. Catches cloth
+    physics or an arc by which the second corner no longer comes along: a learner finds it badly where it then lies."""
     seen = []
 
     def done(info: dict) -> bool:
@@ -52,7 +53,7 @@ def test_the_whole_fold(cloth):
 
     info = follow_expert(cloth, seed=1, until=done)
     subtasks = list(dict.fromkeys(name for name, *_ in seen))
-    assert subtasks[:2] == list(cloth.subtask_names[:2])
+    assert subtasks[:2] == list(cloth.subtask_names[:2]) and len(seen) < 110  # one carry
     assert seen[0][2] < 0.15 and seen[-1][2] == 1.0 and not any(success for _, success, *_ in seen[:-1])
     assert info["scene"].held == -1 and info["scene"].opening > 0.06
     assert info["score"]["corner_mm"] < 50 and info["score"]["pair_mm"] < 25 and info["score"]["softgym"] > 0.6
