@@ -39,7 +39,7 @@ class TokenizerError(RuntimeError):
 class FrameConfig:
     """levels: steps of each quantized dimension; their product is the number of ids. width: channels."""
 
-    levels: tuple[int, ...] = (8, 8, 8, 8, 8)
+    levels: tuple[int, ...] = (8, 8, 8, 8, 8, 8, 8)
     width: int = 192
     encoder_blocks: int = 3
     decoder_blocks: int = 4
