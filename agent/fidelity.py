@@ -192,6 +192,7 @@ def table(figures: dict[str, Any]) -> str:
 def main(cfg: DictConfig) -> None:
     with clear_errors():
         preflight.require()
+        torch.set_num_threads(1)  # the workers keep the other cores busy, and threads that wait collapse
         raw = OmegaConf.to_container(cfg, resolve=True)
         config = FidelityConfig.of(raw)
         shipped = identity(PolicyConfig("model", checkpoint=config.checkpoint))
