@@ -43,7 +43,7 @@ def test_the_cloth_comes_to_rest_on_the_table(cloth):
 
 
 def test_the_whole_fold(cloth):
-    """The main task with its expert: grasp, carry, lay, and success only when all is released and at rest. Catches cloth
+    """The main task with its expert: grasp, carry, lay, and success only when all is released and at rest. Catches
     physics or an arc by which the second corner no longer comes along: a learner finds it badly where it then lies."""
     seen = []
 

@@ -1,0 +1,50 @@
+"""A small environment for tests: no simulator, a few steps, the contract of envs.tabletop."""
+
+import gymnasium as gym
+import numpy as np
+
+from envs.types import Scene
+
+
+class Reach(gym.Env):
+    """The gripper moves along x by a tenth of the action; the task is to pass 0.5 within 12 steps.
+
+    break_at: the step at which its state is NaN.
+    """
+
+    action_space = gym.spaces.Box(-1, 1, (7,), np.float32)
+    criterion = "x over 0.5 m"
+    instruction = "reach"
+
+    def __init__(self, split: str = "seen", break_at: int = -1) -> None:
+        if split not in ("train", "seen", "unseen"):
+            raise ValueError(f"split must be one of train, seen, unseen, got {split!r}")
+        self.split, self.break_at = split, break_at
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.steps = float(self.np_random.uniform(0, 0.05)), 0
+        return self._now()
+
+    def step(self, action):
+        self.steps += 1
+        self.x += 0.1 * float(action[0])
+        obs, info = self._now()
+        return obs, 0.1, info["success"], self.steps >= 12 and not info["success"], info
+
+    def _now(self):
+        state = np.zeros(7, np.float32)
+        state[0] = np.nan if self.steps == self.break_at else self.x
+        obs = {
+            "main": np.full((64, 64, 3), self.steps, np.uint8),
+            "wrist": np.full((32, 32, 3), self.steps, np.uint8),
+            "state": state,
+        }
+        keypoints = np.full((4, 3), np.nan, np.float32)
+        keypoints[0] = (self.x, 0, 0.8)
+        info = {
+            "instruction": self.instruction, "success": self.x > 0.5, "progress": min(max(self.x / 0.5, 0), 1),
+            "scene": Scene(keypoints, held=0 if self.x > 0.3 else -1, opening=0.04, gripper=state[:3], stage=0),
+            "subtask": "go" if self.x < 0.3 else "arrive", "score": {"distance": abs(0.5 - self.x)},
+        }  # fmt: skip
+        return obs, info
