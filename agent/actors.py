@@ -12,10 +12,11 @@ import gymnasium as gym
 
 import envs  # noqa: F401  registers the gymnasium ids
 from policies.base import Policy
-from policies.scripted import FoldExpert, LiftExpert, Perturbed, RandomPolicy
+from policies.play import Play, RandomPolicy
+from policies.scripted import FoldExpert, LiftExpert, Perturbed
 
 T = TypeVar("T")
-POLICIES = ("random", "scripted", "perturbed", "model", "planner", "oracle")
+POLICIES = ("random", "play", "scripted", "perturbed", "model", "planner", "oracle")
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,8 @@ def make_policy(config: PolicyConfig, env_config: EnvConfig, env: gym.Env) -> Po
     match config.name:
         case "random":
             return RandomPolicy()
+        case "play":
+            return Play(make_expert(env_config))
         case "scripted":
             return make_expert(env_config)
         case "perturbed":

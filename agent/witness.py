@@ -19,7 +19,7 @@ from agent.oracle import SimulatorModel, Situation
 from envs.types import Episode, Obs
 from policies.base import Policy, Step, rollout
 
-KINDS = ("perturbed", "model", "random", "perturbed")  # of episode number 0, 1, 2, 3 and so on, in turn
+KINDS = ("perturbed", "model", "play", "perturbed")  # of episode number 0, 1, 2, 3 and so on, in turn
 CHUNKS = 8  # ways in which a state is left
 FIRST, EVERY, MOST = 16, 32, 3  # control steps: where an episode forks for the first time, how often, how many times
 

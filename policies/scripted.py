@@ -17,7 +17,7 @@ METRES_PER_ACTION = 0.05  # OSC_POSE: an action of 1 puts the target 5 cm ahead
 OPEN, CLOSE = -1.0, 1.0
 
 
-def _move(here: np.ndarray, there: np.ndarray, grip: float, gain: float = 1.0, limit: float = 1.0) -> np.ndarray:
+def move(here: np.ndarray, there: np.ndarray, grip: float, gain: float = 1.0, limit: float = 1.0) -> np.ndarray:
     """One action (A,) towards a position: proportional, limited in length so that the path is straight."""
     step = gain * (there - here) / METRES_PER_ACTION
     length = np.linalg.norm(step)
@@ -63,15 +63,15 @@ class FoldExpert:
         aside, above = np.linalg.norm(corner[:2] - here[:2]), here[2] - corner[2]
         reach = 0.016 if opening > 0.07 else 0.024  # once they close, a tremor does not open the jaws again
         if aside < reach and above < reach:
-            return _move(here, corner + [0, 0, 0.004], CLOSE, gain=1.5, limit=0.6)
+            return move(here, corner + [0, 0, 0.004], CLOSE, gain=1.5, limit=0.6)
         if opening < 0.07 and above < 0.04:  # a release must be over before the gripper leaves
-            return _move(here, here + [0, 0, 0.01], OPEN)
+            return move(here, here + [0, 0, 0.01], OPEN)
         # The closer over the corner, the lower, and straight down within reach: no threshold to hover about, and no
         # way back up that a learner with an error of a centimetre would mix with the way down.
         funnel = np.clip((aside - 0.012) / 0.024, 0.0, 1.0)
         low = above < 0.5 * self.hover and aside > 0.03  # rise first, do not sweep the cloth
         target = np.array([*(here if low else corner)[:2], corner[2] + 0.004 + funnel * self.hover])
-        return _move(here, target, OPEN, gain=1.5, limit=self.approach_speed)
+        return move(here, target, OPEN, gain=1.5, limit=self.approach_speed)
 
     def _lay(
         self, here: np.ndarray, corner: np.ndarray, far_edge: np.ndarray, overshoot: float, opening: float
@@ -83,18 +83,18 @@ class FoldExpert:
         # the goal: a learner that is a centimetre off else waits beside it for ever.
         near = 0.015 if opening < 0.01 else 0.025  # once they open, a tremor does not close them again
         if away < near and above < 0.010 + near:
-            return _move(here, [*goal[:2], corner[2] + 0.008], OPEN, gain=1.5, limit=0.4)
+            return move(here, [*goal[:2], corner[2] + 0.008], OPEN, gain=1.5, limit=0.4)
         if opening > 0.02:  # wait for the jaws to close
-            return _move(here, here, CLOSE)
+            return move(here, here, CLOSE)
         height = corner[2] + 0.008 + min(self.carry, max(away - 0.01, 0.0))
         # lift before travelling: the horizontal step waits for the height
         behind = np.clip((height - here[2]) / 0.04, 0.0, 1.0)
         target = np.array([*(here[:2] + (goal[:2] - here[:2]) * (1 - 0.8 * behind)), height])
-        return _move(here, target, CLOSE, gain=1.5, limit=self.carry_speed)
+        return move(here, target, CLOSE, gain=1.5, limit=self.carry_speed)
 
     def _move_away(self, here: np.ndarray, opening: float) -> np.ndarray:
         up = 0.0 if opening < 0.065 else max(TABLE_HEIGHT + 0.14 - here[2], 0.0)
-        return _move(here, here + [0, 0, up], OPEN, limit=0.6)
+        return move(here, here + [0, 0, up], OPEN, limit=0.6)
 
 
 @dataclass(frozen=True)
@@ -117,17 +117,17 @@ class LiftExpert:
         scene = obs.scene
         here, cube = scene.gripper.astype(np.float64), scene.keypoints[0].astype(np.float64)
         if scene.held == 0:
-            return _move(here, here + [0, 0, 0.05], CLOSE, limit=0.5)
+            return move(here, here + [0, 0, 0.05], CLOSE, limit=0.5)
         aside, above = np.linalg.norm(cube[:2] - here[:2]), here[2] - cube[2]
         if aside < 0.012 and above < 0.012:
-            return _move(here, cube, CLOSE, self.gain, limit=0.5)
+            return move(here, cube, CLOSE, self.gain, limit=0.5)
         # the closer over the cube, the lower; but with closed jaws, or low beside it, up first
         funnel = np.clip((aside - 0.008) / 0.022, 0.0, 1.0)
         if scene.opening < 0.07 and above > 0.03:
             funnel = 1.0
         low = above < 0.5 * self.hover and aside > 0.03
         target = np.array([*(here if low else cube)[:2], cube[2] + funnel * self.hover])
-        return _move(here, target, OPEN, self.gain, limit=self.speed)
+        return move(here, target, OPEN, self.gain, limit=self.speed)
 
 
 @dataclass(frozen=True)
@@ -196,24 +196,3 @@ class Perturbed:
             slip_left=max(slip_left - 1, 0),
         )  # fmt: skip
         return action[None], after
-
-
-@dataclass(frozen=True)
-class RandomPolicy:
-    """Smooth random motion: an AR(1) walk of the action, the gripper switching now and then."""
-
-    execute: int = 1
-
-    def init(self, instruction: str, seed: int = 0) -> tuple[np.random.Generator, np.ndarray]:
-        """A generator and the last action."""
-        rng = np.random.default_rng([seed, 11])
-        return rng, np.zeros(ACTION_DIM)
-
-    def act(self, obs: Obs, state: tuple[np.random.Generator, np.ndarray]) -> tuple[np.ndarray, tuple]:
-        """One action, (1, A)."""
-        rng, last = state
-        action = 0.8 * last
-        action[:3] += rng.normal(0, 0.4, 3)
-        switch = rng.random() < 0.05 or last[-1] == 0
-        action[-1] = rng.choice([OPEN, CLOSE]) if switch else last[-1]
-        return np.clip(action, -1, 1).astype(np.float32)[None], (rng, action)
