@@ -15,6 +15,8 @@ RUN ?= outputs/make_train
 FOLD_EPISODES ?= 400
 LIFT_EPISODES ?= 200
 MODEL ?= S
+PLAY_EPISODES ?= 40
+BRANCH_SEEDS ?= 30
 OWN_EPISODES ?= 90
 TOKENIZER_STEPS ?= 24000
 TRAIN_STEPS ?= 7500
@@ -22,7 +24,8 @@ AGAIN_STEPS ?= 2500
 # Nothing else runs meanwhile, so all cores train; beside other work one thread is faster than two.
 THREADS ?= $(shell nproc)
 EVAL_EPISODES ?= 50
-DATA := $(RUN)/data/fold,$(RUN)/data/lift
+SHOWN := $(RUN)/data/fold,$(RUN)/data/lift
+DATA := $(SHOWN),$(RUN)/data/fold_play,$(RUN)/data/lift_play,$(RUN)/data/fold_branch,$(RUN)/data/lift_branch
 TRAIN := tokenizer=$(RUN)/tokenizer model=$(MODEL) threads=$(THREADS)
 EVALUATE := policy=planner split=seen seed=1000 episodes=$(EVAL_EPISODES) checkpoint=$(RUN)/model/checkpoint
 
@@ -44,7 +47,12 @@ lint: $(INSTALLED) ## check the style
 train: $(INSTALLED) ## collect, train and evaluate from nothing; run it again to go on where it stopped
 	$(BIN)/python -m agent.collect env=fold_half episodes=$(FOLD_EPISODES) out=$(RUN)/data/fold
 	$(BIN)/python -m agent.collect env=lift episodes=$(LIFT_EPISODES) out=$(RUN)/data/lift
-	$(BIN)/python -m world_model.train_tokenizer 'data=[$(DATA)]' steps=$(TOKENIZER_STEPS) threads=$(THREADS) out=$(RUN)/tokenizer
+	@# what actions do, beside what is good: purposes of its own, and several futures of one state
+	$(BIN)/python -m agent.collect env=fold_half policy=play seed=200000 episodes=$(PLAY_EPISODES) out=$(RUN)/data/fold_play
+	$(BIN)/python -m agent.collect env=lift policy=play seed=200000 episodes=$(PLAY_EPISODES) out=$(RUN)/data/lift_play
+	$(BIN)/python -m agent.collect env=fold_half policy=branch seed=300000 episodes=$(BRANCH_SEEDS) out=$(RUN)/data/fold_branch
+	$(BIN)/python -m agent.collect env=lift policy=branch seed=300000 episodes=$(BRANCH_SEEDS) out=$(RUN)/data/lift_branch
+	$(BIN)/python -m world_model.train_tokenizer 'data=[$(SHOWN)]' steps=$(TOKENIZER_STEPS) threads=$(THREADS) out=$(RUN)/tokenizer
 	$(BIN)/python -m world_model.train 'data=[$(DATA)]' $(TRAIN) steps=$(TRAIN_STEPS) out=$(RUN)/first
 	@# DAgger: the expert's advice about what the model itself gets into
 	$(BIN)/python -m agent.collect env=fold_half policy=model checkpoint=$(RUN)/first/checkpoint seed=100000 episodes=$(OWN_EPISODES) out=$(RUN)/data/own

@@ -16,7 +16,7 @@ from policies.play import Play, RandomPolicy
 from policies.scripted import FoldExpert, LiftExpert, Perturbed
 
 T = TypeVar("T")
-POLICIES = ("random", "play", "scripted", "perturbed", "model", "planner", "oracle")
+POLICIES = ("random", "play", "scripted", "perturbed", "branch", "model", "planner", "oracle")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class PolicyConfig:
     checkpoint: folder (model, planner).      execute: control steps before the next decision (model, planner, oracle).
     device: auto, cpu or cuda.                decode: parallel or causal, how futures are imagined (planner).
     planner, objective: fields of agent.planner.PlannerConfig and agent.objective.Objective that differ.
-    perturb: fields of policies.scripted.Perturbed that differ.
+    perturb: fields of policies.scripted.Perturbed that differ (perturbed, branch).
+    branch: fields of agent.branch.BranchConfig that differ (branch, which is a way to collect and not a policy).
     """
 
     name: str
@@ -47,6 +48,7 @@ class PolicyConfig:
     planner: Mapping[str, Any] = field(default_factory=dict)
     objective: Mapping[str, Any] = field(default_factory=dict)
     perturb: Mapping[str, Any] = field(default_factory=dict)
+    branch: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.name not in POLICIES:
@@ -126,6 +128,8 @@ def make_policy(config: PolicyConfig, env_config: EnvConfig, env: gym.Env) -> Po
         case "perturbed":
             settings = {"noise": (0.08, 0.35), **config.perturb}
             return build(Perturbed, {**settings, "expert": make_expert(env_config)})
+        case "branch":
+            raise ValueError("policy=branch is for agent.collect: it records several futures of one state")
     # the rest needs torch, which collecting from an expert does without
     from agent.agent import ModelPolicy, PlanningPolicy
     from agent.objective import Objective

@@ -17,10 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from agent import actors, pool
-from agent.actors import RunConfig, make_env, make_policy
+from agent.actors import RunConfig, build, make_env, make_policy
+from agent.branch import BranchConfig, branch
 from agent.verb import claim, clear_errors, log_run, versions
 from envs import preflight
 from envs.store import EpisodeError, EpisodeStore
+from envs.types import Episode
 from policies.base import rollout
 
 RECORDED_VERSIONS = ("mujoco", "robosuite", "numpy", "gymnasium")
@@ -34,13 +36,21 @@ class CollectConfig(RunConfig):
     def of(cls, raw: Mapping[str, Any]) -> CollectConfig:
         """As everywhere, but `scripted` becomes the disturbed expert."""
         config = super().of(raw)
-        if config.policy.name != "scripted":
-            return config
-        return replace(config, policy=replace(config.policy, name="perturbed", perturb=raw["perturb"]))
+        match config.policy.name:
+            case "scripted" | "branch" as name:
+                name = "perturbed" if name == "scripted" else name
+                return replace(config, policy=replace(config.policy, name=name, perturb=raw["perturb"]))
+        return config
 
-    def name(self, seed: int) -> str:
-        """The episode's name within the store."""
-        return f"{self.env.name}-{self.env.split}-{seed:07d}"
+    @property
+    def branching(self) -> BranchConfig | None:
+        """How episodes branch; None where a seed makes one episode."""
+        return build(BranchConfig, self.policy.branch) if self.policy.name == "branch" else None
+
+    def names(self, seed: int) -> tuple[str, ...]:
+        """The seed's episodes within the store, in the order in which they are written."""
+        suffixes = self.branching.names if self.branching else ("",)
+        return tuple(f"{self.env.name}-{self.env.split}-{seed:07d}{suffix}" for suffix in suffixes)
 
     def recipe(self) -> dict:
         """What must be the same for episodes to stand in one folder."""
@@ -49,11 +59,17 @@ class CollectConfig(RunConfig):
 
 @dataclass(frozen=True)
 class Recorded:
-    """One line of the summary."""
+    """What one seed made: its episodes, how many of them succeed, and their control steps."""
 
     seed: int
-    success: bool
+    episodes: int
+    successes: int
     steps: int
+
+    @classmethod
+    def of(cls, seed: int, episodes: list[Episode]) -> Recorded:
+        """Counted."""
+        return cls(seed, len(episodes), sum(bool(e.success[-1]) for e in episodes), sum(len(e) for e in episodes))
 
 
 @dataclass(frozen=True)
@@ -63,30 +79,40 @@ class CollectJob:
     config: CollectConfig
 
     def work(self, seeds: Iterator[int]) -> Iterator[Recorded]:
-        """Write the episode of each seed."""
-        config = self.config
+        """Write the episodes of each seed."""
+        config, branching = self.config, self.config.branching
         store, expert = EpisodeStore(config.out), actors.make_expert(config.env)
+        acting = replace(config.policy, name="perturbed") if branching else config.policy
         with closing(make_env(config.env)) as env:
-            policy = make_policy(config.policy, config.env, env)
+            policy = make_policy(acting, config.env, env)
             for seed in seeds:
-                episode = rollout(env, policy, seed, expert).episode
-                store.write(episode.with_versions(**versions(*RECORDED_VERSIONS)), config.name(seed))
-                yield Recorded(seed, bool(episode.success[-1]), len(episode))
+                if branching:
+                    episodes = branch(env, policy, expert, seed, branching)
+                else:
+                    episodes = [rollout(env, policy, seed, expert).episode]
+                for name, episode in zip(config.names(seed), episodes, strict=True):
+                    store.write(episode.with_versions(**versions(*RECORDED_VERSIONS)), name)
+                yield Recorded.of(seed, episodes)
 
 
 def collect(config: CollectConfig) -> list[Recorded]:
-    """Collect what is missing; return a line for each episode, by seed."""
+    """Collect what is missing; return what each seed made, by seed."""
     store = EpisodeStore(config.out)
     recipe = claim(store.root, "collect.json", config.recipe())
     store.clean()
     done, todo = _sort_out(config, store)
-    progress = tqdm(total=config.episodes, initial=len(done), unit="episode", desc=f"collect {config.env.name}")
+    progress = tqdm(
+        total=config.episodes,
+        initial=len(done),
+        unit="seed" if config.branching else "episode",
+        desc=f"collect {config.env.name}",
+    )
     try:
         with progress as bar:
             for recorded in pool.run(CollectJob(config), todo, config.workers):
                 done.append(recorded)
                 bar.update()
-                bar.set_postfix_str(f"success {sum(r.success for r in done) / len(done):.0%}")
+                bar.set_postfix_str(f"success {success_rate(done):.0%}")
     finally:
         if not len(store):  # wrong settings must not claim the folder
             recipe.unlink(missing_ok=True)
@@ -97,27 +123,31 @@ def _sort_out(config: CollectConfig, store: EpisodeStore) -> tuple[list[Recorded
     """What is there already, and the seeds that are missing or whose file is damaged."""
     done, todo = [], []
     for seed in config.seeds:
-        if config.name(seed) not in store:
+        if not all(name in store for name in config.names(seed)):
             todo.append(seed)
             continue
         try:
-            episode = store.read(config.name(seed))
-            done.append(Recorded(seed, bool(episode.success[-1]), len(episode)))
+            done.append(Recorded.of(seed, [store.read(name) for name in config.names(seed)]))
         except EpisodeError as error:
             tqdm.write(f"{error} It is being collected again.")
             todo.append(seed)
     return done, todo
 
 
+def success_rate(recorded: list[Recorded]) -> float:
+    """Share of the episodes that succeed."""
+    return sum(r.successes for r in recorded) / sum(r.episodes for r in recorded)
+
+
 def summary(config: CollectConfig, recorded: list[Recorded]) -> str:
     """The closing lines."""
-    steps = [r.steps for r in recorded]
-    good = [r.success for r in recorded]
-    size = sum(EpisodeStore(config.out).path(config.name(r.seed)).stat().st_size for r in recorded)
+    episodes, steps, good = (sum(getattr(r, name) for r in recorded) for name in ("episodes", "steps", "successes"))
+    store = EpisodeStore(config.out)
+    size = sum(store.path(name).stat().st_size for r in recorded for name in config.names(r.seed))
     return (
-        f"{len(recorded)} episodes of {config.env.name}, split {config.env.split}, seeds {recorded[0].seed} to "
-        f"{recorded[-1].seed}: {sum(good)} succeed ({sum(good) / len(good):.1%}), {sum(steps)} control steps "
-        f"({sum(steps) / len(steps):.0f} an episode), {size / 2**20:.0f} MiB in {config.out}"
+        f"{episodes} episodes of {config.env.name}, split {config.env.split}, seeds {recorded[0].seed} to "
+        f"{recorded[-1].seed}: {good} succeed ({success_rate(recorded):.1%}), {steps} control steps "
+        f"({steps / episodes:.0f} an episode), {size / 2**20:.0f} MiB in {config.out}"
     )
 
 
@@ -128,8 +158,7 @@ def main(cfg: DictConfig) -> None:
         config = CollectConfig.of(OmegaConf.to_container(cfg, resolve=True))
         recorded = collect(config)
         print(summary(config, recorded))
-        success_rate = sum(r.success for r in recorded) / len(recorded)
-        figures = {"episodes": len(recorded), "success_rate": success_rate}
+        figures = {"episodes": sum(r.episodes for r in recorded), "success_rate": success_rate(recorded)}
         log_run(cfg.wandb, f"collect {config.env.name}", config.out, config.recipe(), figures)
 
 

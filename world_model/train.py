@@ -109,10 +109,12 @@ def prepare(config: TrainConfig, device: torch.device) -> Data:
     begin = checkpoint.load(config.start, device) if config.start else None
     frames = begin.frames if begin else FrameTokenizer.load(config.tokenizer, device)
     episodes: dict[bool, list[Episode]] = {False: [], True: []}
-    stores = [(EpisodeStore(folder), i, name) for folder in config.data
-              for i, name in enumerate(EpisodeStore(folder).names())]  # fmt: skip
-    for store, i, name in tqdm(stores, desc="reading episodes", unit="episode"):
-        episodes[i % config.held_out == 0].append(store.read(name))
+    for folder in config.data:
+        store = EpisodeStore(folder)
+        read = [store.read(name) for name in tqdm(store.names(), desc=f"reading {folder}", unit="episode")]
+        kept = set(sorted({e.seed for e in read})[:: config.held_out])  # branches of one state stay on one side
+        for episode in read:
+            episodes[episode.seed in kept].append(episode)
     training = episodes[False]
     if not training:
         raise EpisodeError(f"no two episodes under {', '.join(config.data)}: run `python -m agent.collect` first")
