@@ -62,7 +62,7 @@ train: $(INSTALLED) ## collect, train and evaluate from nothing; run it again to
 
 preflight: ## is the system ready? (every other target asks this first)
 	@command -v $(PYTHON) >/dev/null || { echo "missing: Python. Install with: sudo apt-get install -y python3 python3-venv libegl1 libgl1-mesa-dri" >&2; exit 1; }
-	@$(PYTHON) envs/preflight.py $(if $(wildcard $(INSTALLED)),,--installing)
+	@$(PYTHON) -I envs/preflight.py $(if $(wildcard $(INSTALLED)),,--installing)
 
 $(INSTALLED): pyproject.toml constraints.txt | preflight
 	$(PYTHON) -m venv .venv

@@ -1,4 +1,4 @@
-"""Is the system ready? Pure standard library, run before anything is installed: `python3 envs/preflight.py`.
+"""Is the system ready? Pure standard library, run before anything is installed: `python3 -I envs/preflight.py`.
 
 Prints one line that says what is missing and the command that installs it, and exits with 1.
 """

@@ -3,16 +3,27 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from envs import preflight
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_this_machine_is_ready():
     """A check that complains about a machine on which rendering works."""
     assert preflight.problem(installing=False) == ""
     preflight.require()
+
+
+def test_make_asks_a_bare_python():
+    """Catches standard modules that `envs` hides from a script in it (`types`): some Pythons load them at start and
+    hide the fault, a fresh Debian's and an activated environment's do not."""
+    bare = f"PYTHON={sys.executable} -S"
+    done = subprocess.run(["make", "preflight", bare], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_missing_gl_library(monkeypatch):
