@@ -54,7 +54,9 @@ class CollectConfig(RunConfig):
 
     def recipe(self) -> dict:
         """What must be the same for episodes to stand in one folder."""
-        return {"env": asdict(self.env), "policy": asdict(self.policy)}
+        # What is empty says nothing: a setting that is added one day must not part folders that it does not concern.
+        policy = {name: value for name, value in asdict(self.policy).items() if value not in ("", {})}
+        return {"env": asdict(self.env), "policy": policy}
 
 
 @dataclass(frozen=True)
