@@ -23,7 +23,7 @@ class Objective:
     Success and the last value are two readings of the same thing; whichever is surer carries the score.
 
     discount: gamma of one control step, the one that the value was trained with.
-    uncertainty: w, what one unit of uncertainty costs, in units of value; 0 trusts every future.
+    uncertainty: w, what a metre of uncertainty costs, in units of value; 0 trusts every future.
     """
 
     discount: float = 0.99

@@ -91,6 +91,7 @@ def measure(model: WorldModel, tracks: Tracks, count: int = 256) -> dict:
         return [round(float(scale * v), 4) for v in np.nanmean(found[name], axis=0)]
 
     value, truth = found["value"][:, 1], found["value_true"][:, 1]  # one model step ahead
+    known = np.isfinite(found["points_next"][:, 0])
     return {
         "windows": len(value),
         "id_accuracy": by_horizon("right"),
@@ -106,7 +107,7 @@ def measure(model: WorldModel, tracks: Tracks, count: int = 256) -> dict:
         "value_correlation": correlation(value, truth),
         "value_now_correlation": correlation(found["value"][:, 0], found["value_true"][:, 0]),
         "value_ece": calibration_error(value, truth),
-        "uncertainty_vs_wrong_ids": correlation(found["uncertainty"][:, 0], 1 - found["right"][:, 0]),
+        "uncertainty_correlation": correlation(found["uncertainty"][known, 0], found["points_next"][known, 0]),
         "action_rms": round(float(np.sqrt(np.nanmean(found["action"]))), 4),
         "gripper_accuracy": round(float(np.nanmean(found["gripper_command"])), 4),
     }

@@ -114,7 +114,7 @@ class Imagination:
     success: Tensor  # (N, H)
     held: Tensor  # (N, H)
     keypoints: Tensor  # (N, H, 4, 3) m
-    uncertainty: Tensor  # (N, H) the share of image ids that the model expects to have wrong
+    uncertainty: Tensor  # (N, H) m, how far all keypoints together may be off: the norm of their standard deviations
     hidden: Tensor  # (N, H, 80, width) what the image ids were read from; empty after causal decoding
     before: Tensor  # (N, H, 80) the ids they were drafted from
 
@@ -290,7 +290,7 @@ class WorldModel(nn.Module):
             _, chunk = self.run(at.chunk_ids(codes[:, h]), slots, CLEAN, at.places(slots, cache.step + h), None, past)
             past = instruction.then(now, chunk)
 
-            step, ids, surest = cache.step + h + 1, [torch.full((len(codes), 1), marks.bom, device=self.device)], []
+            step, ids = cache.step + h + 1, [torch.full((len(codes), 1), marks.bom, device=self.device)]
             for slot in range(at.obs):
                 place = torch.tensor([slot])
                 hidden, new = self.run(ids[slot], place, CLEAN, at.places(place, step), None, past)
@@ -299,37 +299,32 @@ class WorldModel(nn.Module):
                     ids.append(torch.full_like(ids[0], mark_at[slot + 1]))
                 elif slot + 1 < at.obs:
                     block = vocab.state if slot + 1 >= at.state.start else vocab.vision
-                    if block is vocab.vision:
-                        local, sure = self.codes(hidden).best()  # (N, 1)
-                        surest.append(sure)
-                    else:
-                        local = self.logits(hidden, block).argmax(-1)
+                    vision = block is vocab.vision
+                    local = self.codes(hidden).best() if vision else self.logits(hidden, block).argmax(-1)  # (N, 1)
                     ids.append(block.encode(local))
             now, past = past.part(len(past) - at.obs, len(past)), instruction.then(past.part(at.instruction, len(past)))
             spelled = torch.cat(ids, dim=1)  # (N, 93)
             image = vocab.vision.decode(torch.cat([spelled[:, at.main], spelled[:, at.wrist]], dim=1))
             state = vocab.state.decode(spelled[:, at.state]).float()
             belief = self.read(Cache(past, step, image, state)).belief
-            unsure = 1 - torch.cat(surest, dim=1).mean(1)
-            yield self._future(image, state, belief, unsure, image.new_empty(*image.shape, 0), before)
+            yield self._future(image, state, belief, image.new_empty(*image.shape, 0), before)
             before = image
 
     def _next(self, hidden: Tensor, image: Tensor, state: Tensor) -> Imagination:
         """Read `next` drafts: hidden (N, 102, width), the observation they edit -> one step, without actions."""
         image_h, state_h, belief_h = hidden.split([IMAGE_IDS, STATE_DIM, self.layout.beliefs], dim=1)
-        ids, sure = self.codes(image_h, image).best()  # (N, 80)
+        ids = self.codes(image_h, image).best()  # (N, 80)
         moved = expected_bin(self.logits(state_h, self.vocab.state).softmax(-1)) - self.vocab.state.size // 2
         state = (state + moved).clamp(0, self.vocab.state.size - 1)  # (N, P) bins
-        return self._future(ids, state, self._belief(belief_h), 1 - sure.mean(1), image_h, image)
+        return self._future(ids, state, self._belief(belief_h), image_h, image)
 
-    def _future(
-        self, image: Tensor, state: Tensor, belief: Belief, unsure: Tensor, hidden: Tensor, before: Tensor
-    ) -> Imagination:
+    def _future(self, image: Tensor, state: Tensor, belief: Belief, hidden: Tensor, before: Tensor) -> Imagination:
         """N futures of one step, every field (N, 1, ...)."""
         step = Imagination(
             actions=state.new_empty(0), main_ids=image[:, :MAIN_IDS], wrist_ids=image[:, MAIN_IDS:],
             state=self.layout.from_bins(state), value=belief.value, success=belief.success, held=belief.held,
-            keypoints=belief.keypoints, uncertainty=unsure, hidden=hidden, before=before,
+            keypoints=belief.keypoints, uncertainty=belief.keypoints_std.flatten(1).norm(dim=1), hidden=hidden,
+            before=before,
         )  # fmt: skip
         return replace(step, **{f.name: getattr(step, f.name).unsqueeze(1) for f in fields(step)})
 

@@ -86,13 +86,13 @@ class CodeDistribution:
         drawn = drawn + F.logsigmoid(-self.stays)
         return torch.where(ids == self.current, torch.logaddexp(drawn, F.logsigmoid(self.stays)), drawn)
 
-    def best(self) -> tuple[Tensor, Tensor]:
-        """The likeliest local ids (...) and their probability (...)."""
+    def best(self) -> Tensor:
+        """The likeliest local ids (...)."""
         digits = [part.argmax(-1) for part in self.log_digits.split(self.codes.levels, dim=-1)]
         ids = self.codes.ids(torch.stack(digits, dim=-1))
         if self.current is not None:
             ids = torch.where(self.log_prob(self.current) >= self.log_prob(ids), self.current, ids)
-        return ids, self.log_prob(ids).exp()
+        return ids
 
     def mean_latents(self) -> Tensor:
         """The mean of what the ids are painted from, (..., d): 1 to 2 dB nearer the truth than the likeliest id."""

@@ -46,3 +46,13 @@ def test_what_lies_beyond_the_episode_weighs_nothing(world, tracks):
     other = replace(window, image=image, expert=window.expert * (window.advised[..., None] > 0).long())
     for name, value in window_losses(world, window).parts.items():
         torch.testing.assert_close(value, window_losses(world, other).parts[name], msg=name)
+
+
+def test_a_thing_that_does_not_exist_is_known_not_to(world, window):
+    """Catches uncertainty about corners of a cloth while a cube is lifted, and an unlabelled scene that is taught."""
+    points = window.keypoints.clone()
+    points[..., 3:] = torch.nan
+    absent, at_nought = (replace(window, keypoints=p) for p in (points, points.nan_to_num(0.0)))
+    torch.testing.assert_close(window_losses(world, absent).parts, window_losses(world, at_nought).parts)
+    unlabelled = replace(window, keypoints=torch.full_like(points, torch.nan))
+    assert window_losses(world, unlabelled).parts["keypoints"] == 0

@@ -36,9 +36,7 @@ def test_it_is_the_softmax_over_the_whole_table(codes):
     expected = (h @ everything(codes).T).log_softmax(-1)  # (7, SIZE)
     found = codes.read(h[:, None].expand(-1, SIZE, -1)).log_prob(torch.arange(SIZE).expand(7, -1))
     torch.testing.assert_close(found, expected)
-    ids, sure = codes.read(h).best()
-    assert torch.equal(ids, expected.argmax(-1))
-    torch.testing.assert_close(sure, expected.exp().amax(-1))
+    assert torch.equal(codes.read(h).best(), expected.argmax(-1))
 
 
 def test_a_draft_is_a_mixture_of_staying_and_the_softmax(codes):
@@ -48,9 +46,8 @@ def test_a_draft_is_a_mixture_of_staying_and_the_softmax(codes):
     expected = (1 - stays[:, None]) * (h @ everything(codes).T).softmax(-1)
     expected[torch.arange(40), current] += stays
     draft = codes.read(h, current)
-    ids, sure = draft.best()
+    ids = draft.best()
     assert torch.equal(ids, expected.argmax(-1)) and 0 < (ids == current).float().mean() < 1
-    torch.testing.assert_close(sure, expected.amax(-1))
     target = (current + 1) % SIZE
     torch.testing.assert_close(draft.log_prob(target).exp(), expected[torch.arange(40), target])
     latents = torch.nn.functional.embedding_bag(
