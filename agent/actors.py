@@ -56,8 +56,8 @@ class PolicyConfig:
 
     @property
     def learned(self) -> bool:
-        """Whether it acts from a checkpoint."""
-        return self.name in ("model", "planner")
+        """Whether it reads a checkpoint."""
+        return self.name in ("model", "planner") or bool(self.branch.get("unsure"))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ it leaves the trunk, so that its history is known too: the same past, another ac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -24,11 +26,13 @@ class BranchConfig:
     """forks: steps at which a trunk is left, each in all of WAYS. chunk: control steps of history before a fork.
 
     lasting: range of control steps before the expert takes over.
+    unsure: leave it rather where the checkpoint's imagination is unsure, or else anywhere.
     """
 
     forks: int = 2
     chunk: int = 8
     lasting: tuple[int, int] = (8, 17)
+    unsure: bool = False
 
     def __post_init__(self) -> None:
         if self.forks < 1 or self.chunk < 1 or not 1 <= self.lasting[0] < self.lasting[1]:
@@ -78,8 +82,16 @@ class Resumed(gym.Wrapper):
         return self.unwrapped.step(action)
 
 
-def branch(env: gym.Env, trunk: Policy, expert: Policy, seed: int, config: BranchConfig) -> list[Episode]:
-    """The branches of one seed and at last their trunk, in the order of `config.names`."""
+Doubt = Callable[[Episode], np.ndarray]  # an episode of T control steps -> (T + 1,), larger is less sure
+
+
+def branch(
+    env: gym.Env, trunk: Policy, expert: Policy, seed: int, config: BranchConfig, doubt: Doubt | None = None
+) -> list[Episode]:
+    """The branches of one seed and at last their trunk, in the order of `config.names`.
+
+    doubt: a fork is as likely where it is this large; evenly likely everywhere without it.
+    """
     rng = np.random.default_rng([seed, 19])
     saved: list[tuple[Any, dict[str, Any]]] = []  # after every control step
 
@@ -89,7 +101,11 @@ def branch(env: gym.Env, trunk: Policy, expert: Policy, seed: int, config: Branc
     whole = rollout(env, trunk, seed, expert, on_step).episode
     # A branch needs a chunk of history, and the trunk's own next chunk to differ from.
     fits = np.arange(1, max(len(whole) - 2 * config.chunk, 2))
-    starts = np.sort(rng.choice(fits, config.forks, replace=len(fits) < config.forks))
+    likely = None
+    if doubt:
+        likely = doubt(whole)[fits + config.chunk].astype(np.float64)
+        likely /= likely.sum()
+    starts = np.sort(rng.choice(fits, config.forks, replace=len(fits) < config.forks, p=likely))
     episodes = []
     for start in starts:
         here, info = saved[start - 1]
@@ -119,3 +135,25 @@ def another_way(way: str, advice: np.ndarray, count: int, rng: np.random.Generat
         ramp = np.linspace(-1, 1, count)[:, None]
         actions[:, :3] += rng.normal(0, 0.4, 3) + ramp * rng.normal(0, 0.4, 3)
     return np.clip(actions, -1, 1).astype(np.float32)
+
+
+def doubt_of(checkpoint: str, batch: int = 32) -> Doubt:
+    """How unsure a checkpoint is of what its episode's next chunk leads to. CheckpointError where it is none."""
+    import torch  # collecting without it does without torch
+
+    from world_model import checkpoint as checkpoints
+    from world_model.held_out import foresee
+    from world_model.tokens.sequence import Tracks
+
+    loaded = checkpoints.load(Path(checkpoint), torch.device("cpu"))
+    model, chunk = loaded.model, loaded.actions.chunk
+
+    @torch.inference_mode()
+    def doubt(episode: Episode) -> np.ndarray:
+        tracks = Tracks.of(episode, model.layout, loaded.frames, loaded.actions, loaded.text)
+        starts = np.arange(len(tracks))
+        parts = [starts[i : i + batch] for i in range(0, len(starts), batch)]
+        unsure = torch.cat([foresee(model, tracks.window(part, 2)).uncertainty[:, 0] for part in parts]).numpy()
+        return np.concatenate([np.full(chunk, unsure[0]), unsure])[: len(starts)]  # a window begins one chunk earlier
+
+    return doubt

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from agent import actors, pool
 from agent.actors import RunConfig, build, make_env, make_policy
-from agent.branch import BranchConfig, branch
+from agent.branch import BranchConfig, branch, doubt_of
 from agent.verb import claim, clear_errors, log_run, versions
 from envs import preflight
 from envs.store import EpisodeError, EpisodeStore
@@ -85,11 +85,12 @@ class CollectJob:
         config, branching = self.config, self.config.branching
         store, expert = EpisodeStore(config.out), actors.make_expert(config.env)
         acting = replace(config.policy, name="perturbed") if branching else config.policy
+        doubt = doubt_of(config.policy.checkpoint) if branching and branching.unsure else None
         with closing(make_env(config.env)) as env:
             policy = make_policy(acting, config.env, env)
             for seed in seeds:
                 if branching:
-                    episodes = branch(env, policy, expert, seed, branching)
+                    episodes = branch(env, policy, expert, seed, branching, doubt)
                 else:
                     episodes = [rollout(env, policy, seed, expert).episode]
                 for name, episode in zip(config.names(seed), episodes, strict=True):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from agent.actors import EnvConfig, PolicyConfig, make_env, make_expert, make_policy
-from agent.branch import WAYS, BranchConfig, another_way, branch
+from agent.branch import WAYS, BranchConfig, another_way, branch, doubt_of
 from agent.collect import CollectConfig, collect, summary
 from envs.store import EpisodeStore
 from envs.types import Episode
@@ -49,6 +49,25 @@ def test_the_trunk_is_an_ordinary_episode(tree):
     """Catches a trunk that saving its states has changed."""
     for name in ("state", "action", "main", "success"):
         np.testing.assert_array_equal(getattr(tree[0][-1], name), getattr(tree[1], name))
+
+
+def test_forks_are_where_the_doubt_is(tree):
+    """Catches a doubt that is read one chunk too early or late: the fork comes a chunk after the branch begins."""
+
+    def doubt(episode):
+        return np.eye(1, len(episode) + 1, 14)[0]
+
+    with closing(make_env(LIFT)) as env:
+        expert, trunk = make_expert(LIFT), make_policy(PolicyConfig("perturbed"), LIFT, env)
+        *branches, whole = branch(env, trunk, expert, 2, CONFIG, doubt)
+    assert np.array_equal(branches[0].state[CONFIG.chunk], whole.state[14])
+
+
+def test_doubt_of_a_checkpoint(tree, untrained):
+    """Catches doubts that are constant, or of another length than the episode."""
+    trunk = tree[0][-1]
+    found = doubt_of(str(untrained))(trunk)
+    assert found.shape == (len(trunk) + 1,) and (found > 0).all() and np.ptp(found[8:]) > 0
 
 
 def test_ways():
