@@ -25,8 +25,7 @@ AGAIN_STEPS ?= 2500
 # Nothing else runs meanwhile, so all cores train; beside other work one thread is faster than two.
 THREADS ?= $(shell nproc)
 EVAL_EPISODES ?= 50
-SHOWN := $(RUN)/data/fold,$(RUN)/data/lift
-DATA := $(SHOWN),$(RUN)/data/fold_play,$(RUN)/data/lift_play,$(RUN)/data/fold_branch,$(RUN)/data/lift_branch
+DATA := $(RUN)/data/fold,$(RUN)/data/lift,$(RUN)/data/fold_play,$(RUN)/data/lift_play,$(RUN)/data/fold_branch,$(RUN)/data/lift_branch
 TRAIN := tokenizer=$(RUN)/tokenizer model=$(MODEL) threads=$(THREADS)
 EVALUATE := policy=planner split=seen seed=1000 episodes=$(EVAL_EPISODES) checkpoint=$(RUN)/model/checkpoint
 
@@ -53,7 +52,7 @@ train: $(INSTALLED) ## collect, train and evaluate from nothing; run it again to
 	$(BIN)/python -m agent.collect env=lift policy=play seed=200000 episodes=$(PLAY_EPISODES) out=$(RUN)/data/lift_play
 	$(BIN)/python -m agent.collect env=fold_half policy=branch seed=300000 episodes=$(BRANCH_SEEDS) out=$(RUN)/data/fold_branch
 	$(BIN)/python -m agent.collect env=lift policy=branch seed=300000 episodes=$(BRANCH_SEEDS) out=$(RUN)/data/lift_branch
-	$(BIN)/python -m world_model.train_tokenizer 'data=[$(SHOWN)]' steps=$(TOKENIZER_STEPS) threads=$(THREADS) out=$(RUN)/tokenizer
+	$(BIN)/python -m world_model.train_tokenizer 'data=[$(DATA)]' steps=$(TOKENIZER_STEPS) threads=$(THREADS) out=$(RUN)/tokenizer
 	$(BIN)/python -m world_model.train 'data=[$(DATA)]' $(TRAIN) steps=$(TRAIN_STEPS) out=$(RUN)/first
 	@# DAgger: the expert's advice about what the model itself gets into
 	$(BIN)/python -m agent.collect env=fold_half policy=model checkpoint=$(RUN)/first/checkpoint seed=100000 episodes=$(OWN_EPISODES) out=$(RUN)/data/own

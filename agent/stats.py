@@ -35,3 +35,17 @@ def mcnemar(first: list[bool], second: list[bool]) -> float:
     only_second = sum(b and not a for a, b in zip(first, second, strict=True))
     n, k = only_first + only_second, min(only_first, only_second)
     return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
+
+
+def paired_difference(first: list[bool], second: list[bool], z: float = Z95) -> tuple[float, float]:
+    """Interval of the difference of two success rates on the same seeds, first less second, as (low, high) in [-1, 1].
+
+    Half an episode is added to each of the four ways in which a seed can fall (Agresti and Min 2005), so that it does
+    not shrink to nothing where hardly any seed differs.
+    """
+    n = len(first) + 2
+    only_first = sum(a and not b for a, b in zip(first, second, strict=True)) + 0.5
+    only_second = sum(b and not a for a, b in zip(first, second, strict=True)) + 0.5
+    centre = (only_first - only_second) / n
+    half = z * math.sqrt(only_first + only_second - (only_first - only_second) ** 2 / n) / n
+    return max(-1.0, centre - half), min(1.0, centre + half)

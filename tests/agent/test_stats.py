@@ -1,6 +1,6 @@
 import pytest
 
-from agent.stats import mcnemar, wilson
+from agent.stats import mcnemar, paired_difference, wilson
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,14 @@ def test_mcnemar():
     assert mcnemar([True] * 5 + [False] + [True] * 90, [False] * 5 + [True] + [True] * 90) == pytest.approx(14 / 64)
     with pytest.raises(ValueError, match="same seeds"):
         mcnemar([True], [True, False])
+
+
+def test_paired_difference():
+    """The sign, seeds on which both agree counted as evidence, and an interval without width."""
+    same = [True] * 50
+    low, high = paired_difference(same, same)
+    assert low == pytest.approx(-high) and 0.02 < high < 0.06
+    first, second = [True] * 80 + [False] * 20, [True] * 60 + [False] * 40
+    low, high = paired_difference(first, second)
+    assert 0.1 < low < 0.2 < high < 0.3  # Wald's interval for 20 discordant pairs of 100: 0.122 to 0.278
+    assert paired_difference(second, first) == pytest.approx((-high, -low))

@@ -153,7 +153,8 @@ def _colour(frame: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 def _like(frame: np.ndarray, thing: np.ndarray, around: np.ndarray) -> np.ndarray:
-    """Pixels nearer in colour to the thing than to what is around it, and not of some third colour.
+    """Pixels nearer in colour to the thing than to what is around it, and of no third colour: above all not of the
+    robot's greys, which lie between a dark cloth and a bright table.
 
     None, where thing and surroundings differ too little for the rule to mean anything.
     """
@@ -162,4 +163,11 @@ def _like(frame: np.ndarray, thing: np.ndarray, around: np.ndarray) -> np.ndarra
         return np.zeros(frame.shape[:2], bool)
     pixels = frame.astype(np.float32)
     from_thing, from_around = (np.linalg.norm(pixels - colour, axis=-1) for colour in (thing, around))
-    return (from_thing < from_around) & (from_thing < 0.75 * contrast)
+    tint = _tint(pixels)
+    grey = np.linalg.norm(tint, axis=-1) <= np.linalg.norm(tint - _tint(thing), axis=-1)
+    return (from_thing < from_around) & (from_thing < 0.75 * contrast) & ~grey
+
+
+def _tint(colour: np.ndarray) -> np.ndarray:
+    """Colour (..., 3) without its brightness, so that a shadow does not change it; 0 is grey."""
+    return colour / np.maximum(colour.sum(-1, keepdims=True), 1.0) - 1 / 3

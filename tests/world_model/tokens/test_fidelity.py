@@ -54,6 +54,18 @@ def test_cloth_iou():
     assert track_cloth(true, gone, np.stack([corners] * 2))["cloth_iou"] == [0, 0]
 
 
+def test_a_grey_robot_is_no_cloth():
+    """Catches a gripper over the cloth that counts as cloth where its grey is nearer to the cloth than to the table."""
+    flat, covered = scene((20, 20), 20, (45, 44, 217)), scene((20, 20), 20, (45, 44, 217))
+    flat[flat[..., 2] == 150] = covered[covered[..., 2] == 150] = (210, 174, 136)
+    covered[20:40, 30:40] = (70, 70, 72)
+    corners = np.array([[39, 20], [39, 39], [20, 20], [20, 39]], float)
+    again = covered.copy()
+    again[20:30, 30:40] = (210, 174, 136)  # table where the gripper was: the cloth is as it was
+    overlap = track_cloth(np.stack([flat, covered]), np.stack([flat, again]), np.stack([corners] * 2))["cloth_iou"]
+    assert overlap == [1.0, 1.0]
+
+
 def test_still_patches():
     """Catches moving patches being counted, and an id that flickers on a still one being missed."""
     frames = np.zeros((2, 32, 32, 3), np.uint8)
