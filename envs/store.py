@@ -95,6 +95,23 @@ class EpisodeStore:
             raise EpisodeError(f"cannot read episode {path}: {error.strerror or error}") from error
         return from_bytes(data, str(path))
 
+    def split(self, every: int) -> tuple[list[str], list[str]]:
+        """The names to train on, and those of every n-th seed to measure on: branches of one state stay together.
+
+        Raise EpisodeError where a file is damaged.
+        """
+        seeds = {name: self._seed(name) for name in self.names()}
+        kept = set(sorted(set(seeds.values()))[::every])
+        return [n for n, seed in seeds.items() if seed not in kept], [n for n, seed in seeds.items() if seed in kept]
+
+    def _seed(self, name: str) -> int:
+        """Of the episode, from the metadata alone: a hundredth of the time that the whole takes."""
+        try:
+            with np.load(self.path(name), allow_pickle=False) as archive:
+                return json.loads(archive["metadata"].tobytes())["seed"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return self.read(name).seed  # which says what is wrong with it
+
     def clean(self) -> int:
         """Remove what killed writers left behind and return how many files that were. Call it before writers start."""
         left = list(self.root.glob(".*.tmp"))

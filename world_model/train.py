@@ -111,10 +111,8 @@ def prepare(config: TrainConfig, device: torch.device) -> Data:
     episodes: dict[bool, list[Episode]] = {False: [], True: []}
     for folder in config.data:
         store = EpisodeStore(folder)
-        read = [store.read(name) for name in tqdm(store.names(), desc=f"reading {folder}", unit="episode")]
-        kept = set(sorted({e.seed for e in read})[:: config.held_out])  # branches of one state stay on one side
-        for episode in read:
-            episodes[episode.seed in kept].append(episode)
+        for held, names in zip((False, True), store.split(config.held_out), strict=True):
+            episodes[held] += [store.read(name) for name in tqdm(names, desc=f"reading {folder}", unit="episode")]
     training = episodes[False]
     if not training:
         raise EpisodeError(f"no two episodes under {', '.join(config.data)}: run `python -m agent.collect` first")

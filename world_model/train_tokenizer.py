@@ -83,12 +83,12 @@ class Frames:
 
 
 def split_episodes(config: TrainConfig) -> tuple[list[tuple[EpisodeStore, str]], list[tuple[EpisodeStore, str]]]:
-    """(store, name) of the episodes to train on, and of every `held_out`-th one of each folder to measure on."""
+    """(store, name) of the episodes to train on, and of those of every `held_out`-th seed to measure on."""
     train, held_out = [], []
     for folder in config.data:
         store = EpisodeStore(folder)
-        for index, name in enumerate(store.names()):
-            (held_out if index % config.held_out == 0 else train).append((store, name))
+        for part, names in zip((train, held_out), store.split(config.held_out), strict=True):
+            part += [(store, name) for name in names]
     if not train:
         raise EpisodeError(f"no two episodes under {', '.join(config.data)}: run `python -m agent.collect` first")
     return train, held_out

@@ -131,3 +131,16 @@ def test_kill_before_the_rename(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     assert store.clean() == 1
     assert [p.name for p in tmp_path.iterdir()] == ["whole.npz"]
+
+
+def test_split_is_by_seed(tmp_path, make_episode):
+    """Catches branches of one state on both sides: what is measured on was then trained on, up to a chunk."""
+    store = EpisodeStore(tmp_path)
+    for seed in range(4):
+        for branch in ("", "-00", "-01"):
+            store.write(make_episode(seed), f"a-{seed}{branch}")
+    train, held_out = store.split(3)
+    assert held_out == ["a-0", "a-0-00", "a-0-01", "a-3", "a-3-00", "a-3-01"] and len(train) == 6
+    store.path("a-1").write_bytes(b"not an episode")
+    with pytest.raises(EpisodeError, match=r"a-1\.npz is damaged"):
+        store.split(3)
