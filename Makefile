@@ -19,7 +19,7 @@ PLAY_EPISODES ?= 40
 BRANCH_SEEDS ?= 20
 OWN_EPISODES ?= 90
 UNSURE_SEEDS ?= 10
-TOKENIZER_STEPS ?= 14000
+TOKENIZER_STEPS ?= 24000
 TRAIN_STEPS ?= 7500
 AGAIN_STEPS ?= 2500
 # Nothing else runs meanwhile, so all cores train; beside other work one thread is faster than two.
@@ -58,7 +58,7 @@ train: $(INSTALLED) ## collect, train and evaluate from nothing; run it again to
 	$(BIN)/python -m agent.collect env=fold_half policy=model checkpoint=$(RUN)/first/checkpoint seed=100000 episodes=$(OWN_EPISODES) out=$(RUN)/data/own
 	@# and more futures of the states where it is unsure what follows
 	$(BIN)/python -m agent.collect env=fold_half policy=branch policy.branch.unsure=true checkpoint=$(RUN)/first/checkpoint seed=310000 episodes=$(UNSURE_SEEDS) out=$(RUN)/data/unsure
-	$(BIN)/python -m world_model.train 'data=[$(DATA),$(RUN)/data/own,$(RUN)/data/unsure]' $(TRAIN) start=$(RUN)/first/checkpoint muon_rate=0.006 learning_rate=6e-4 steps=$(AGAIN_STEPS) out=$(RUN)/model
+	$(BIN)/python -m world_model.train 'data=[$(DATA),$(RUN)/data/own,$(RUN)/data/unsure]' $(TRAIN) start=$(RUN)/first/checkpoint muon_rate=0.012 learning_rate=1.2e-3 steps=$(AGAIN_STEPS) out=$(RUN)/model
 	$(BIN)/python -m agent.evaluate env=fold_half $(EVALUATE) out=$(RUN)/evaluate/fold
 	$(BIN)/python -m agent.evaluate env=lift $(EVALUATE) out=$(RUN)/evaluate/lift
 

@@ -1,4 +1,4 @@
-"""What a decision costs: `python -m agent.bench [candidates=64] [device=cuda]`.
+"""What a decision and a simulated step cost: `python -m agent.bench [candidates=64] [device=cuda]`.
 
 The contestants take turns within one run, so that their ratios hold on a busy machine where seconds do not.
 """
@@ -6,9 +6,11 @@ The contestants take turns within one run, so that their ratios hold on a busy m
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from agent.actors import build
+from agent.actors import EnvConfig, build, make_env
 from agent.agent import ModelPolicy, PlanningPolicy
 from agent.objective import Objective
 from agent.planner import Planner, PlannerConfig
+from agent.pool import ONE_THREAD
 from agent.verb import clear_errors, versions, write_whole
 from envs.types import MAIN_SIZE, STATE_DIM, WRIST_SIZE, Obs
 
@@ -33,6 +36,7 @@ WITHOUT_DEADLINE = 3600.0  # seconds; a search that is cut short would look fast
 class BenchConfig:
     """See configs/bench.yaml."""
 
+    env: EnvConfig
     checkpoint: str
     candidates: int
     iterations: int
@@ -69,6 +73,18 @@ def bench(cfg: BenchConfig) -> dict[str, Any]:
     def imagine_each_from_its_own_prefix() -> None:
         model.imagine(model.prefill(*[history] * cfg.candidates), actions)
 
+    for name in ONE_THREAD:  # of the software renderer, which reads it when its context is made
+        os.environ[name] = str(cfg.threads)
+    env = make_env(cfg.env)
+    env.reset(seed=0)
+
+    def simulate() -> None:
+        """A chunk of small motions, every frame drawn."""
+        for _ in range(acting.chunk):
+            *_, terminated, truncated, _ = env.step(rng.uniform(-0.1, 0.1, env.action_space.shape).astype(np.float32))
+            if terminated or truncated:
+                env.reset(seed=0)
+
     contestants: dict[str, Callable[[], object]] = {
         "a decision without search": lambda: acting.act(obs, state),
         "a decision with search": lambda: planning.act(obs, state),
@@ -77,23 +93,28 @@ def bench(cfg: BenchConfig) -> dict[str, Any]:
         "imagine, token by token": lambda: model.imagine(cache, actions, "causal"),
         "read and imagine, one shared prefix": lambda: model.imagine(model.prefill(history), actions),
         "read and imagine, a prefix each": imagine_each_from_its_own_prefix,
+        "simulate and draw a chunk": simulate,
     }
     seconds = {name: [] for name in contestants}
-    for repeat in tqdm(range(cfg.repeats + 1), unit="round"):
-        for name, run in contestants.items():
-            took = timed(run, model.device)
-            if repeat:  # the first round warms up
-                seconds[name].append(took)
+    with closing(env):
+        for repeat in tqdm(range(cfg.repeats + 1), unit="round"):
+            for name, run in contestants.items():
+                took = timed(run, model.device)
+                if repeat:  # the first round warms up
+                    seconds[name].append(took)
     median = {name: float(np.median(values)) for name, values in seconds.items()}
     return {
         "settings": asdict(cfg), "device": str(model.device), "machine": platform.processor() or platform.machine(),
         "parameters": sum(p.numel() for p in model.parameters()), "seconds": median,
+        "frames_per_second": acting.chunk / median["simulate and draw a chunk"],
         "futures_per_second": cfg.candidates * cfg.horizon / median["imagine, parallel"],
         "ratios": {
             "token by token / parallel": median["imagine, token by token"] / median["imagine, parallel"],
             "a prefix each / one shared": median["read and imagine, a prefix each"]
             / median["read and imagine, one shared prefix"],
             "with search / without": median["a decision with search"] / median["a decision without search"],
+            "simulated / imagined chunk": median["simulate and draw a chunk"]
+            / (median["imagine, parallel"] / cfg.candidates / cfg.horizon),
         },
         "versions": versions("torch", "numpy"),
     }  # fmt: skip
@@ -117,6 +138,7 @@ def table(report: dict[str, Any]) -> str:
         ("a search", search),
         *((name, f"{1000 * value:.1f} ms") for name, value in report["seconds"].items()),
         ("futures imagined", f"{report['futures_per_second']:.0f} model steps a second"),
+        (settings["env"]["name"], f"{report['frames_per_second']:.0f} control steps a second, both views drawn"),
         *((name, f"{value:.1f} times") for name, value in report["ratios"].items()),
     ]  # fmt: skip
     width = max(len(name) for name, _ in rows)
@@ -126,7 +148,8 @@ def table(report: dict[str, Any]) -> str:
 @hydra.main(version_base="1.3", config_path="../configs", config_name="bench")
 def main(cfg: DictConfig) -> None:
     with clear_errors():
-        config = build(BenchConfig, OmegaConf.to_container(cfg, resolve=True))
+        raw = OmegaConf.to_container(cfg, resolve=True)
+        config = build(BenchConfig, {**raw, "env": build(EnvConfig, {**raw["env"], "split": "train"})})
         report = bench(config)
         path = Path(config.out) / "bench.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,8 +23,8 @@ class LossWeights:
 
     image: float = 0.5
     state: float = 1.0
-    action: float = 2.0  # acting is what all of this is for, and its 15 ids stand beside 80 of the image
-    belief: float = 1.0
+    action: float = 3.0  # acting is what all of this is for, and its 15 ids stand beside 80 of the image
+    belief: float = 2.0
     causal: float = 1.0  # times the above, for the next-token reading of clean ids
     changed: float = 4.0  # times the image's, for ids that differ from the current frame's
     causal_images: int = 1  # model steps at a window's end whose image is also read id by id; all cost 15 % more

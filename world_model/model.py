@@ -114,7 +114,7 @@ class Imagination:
     success: Tensor  # (N, H)
     held: Tensor  # (N, H)
     keypoints: Tensor  # (N, H, 4, 3) m
-    uncertainty: Tensor  # (N, H) m, how far all keypoints together may be off: the norm of their standard deviations
+    uncertainty: Tensor  # (N, H) m, how far all keypoints together may be off, all doubts up to then added up
     hidden: Tensor  # (N, H, 80, width) what the image ids were read from; empty after causal decoding
     before: Tensor  # (N, H, 80) the ids they were drafted from
 
@@ -249,6 +249,8 @@ class WorldModel(nn.Module):
         steps = list((self._draft if decode == "parallel" else self._spell)(cache, self.actions.encode(actions)))
         names = [f.name for f in fields(Imagination)][1:]
         joined = {name: torch.cat([getattr(step, name) for step in steps], dim=1) for name in names}
+        # A step takes the one before for a fact, so its own doubt leaves out how wrong that was: variances add up.
+        joined["uncertainty"] = joined["uncertainty"].square().cumsum(1).sqrt()
         return Imagination(actions=actions, **joined)
 
     def _draft(self, cache: Cache, codes: Tensor) -> Iterator[Imagination]:

@@ -47,6 +47,7 @@ class TrainConfig:
     """configs/train.yaml says what each of these means."""
 
     data: tuple[str, ...]
+    experience: tuple[str, ...]
     tokenizer: str
     start: str
     out: str
@@ -109,10 +110,11 @@ def prepare(config: TrainConfig, device: torch.device) -> Data:
     begin = checkpoint.load(config.start, device) if config.start else None
     frames = begin.frames if begin else FrameTokenizer.load(config.tokenizer, device)
     episodes: dict[bool, list[Episode]] = {False: [], True: []}
-    for folder in config.data:
+    for folder in (*config.data, *config.experience):
         store = EpisodeStore(folder)
         for held, names in zip((False, True), store.split(config.held_out), strict=True):
-            episodes[held] += [store.read(name) for name in tqdm(names, desc=f"reading {folder}", unit="episode")]
+            read = [store.read(name) for name in tqdm(names, desc=f"reading {folder}", unit="episode")]
+            episodes[held] += read if folder in config.data else [without_advice(episode) for episode in read]
     training = episodes[False]
     if not training:
         raise EpisodeError(f"no two episodes under {', '.join(config.data)}: run `python -m agent.collect` first")
@@ -138,6 +140,11 @@ def prepare(config: TrainConfig, device: torch.device) -> Data:
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy", "safetensors")},
     }  # fmt: skip
     return Data(train, test, model, text, about)
+
+
+def without_advice(episode: Episode) -> Episode:
+    """What followed which action can still be learnt from it, but no longer what an expert would have done."""
+    return replace(episode, expert=np.full_like(episode.expert, np.nan))
 
 
 def sample_chunks(episodes: list[Episode], most: int = 50_000) -> torch.Tensor:
@@ -329,8 +336,9 @@ def to_config(raw: DictConfig) -> TrainConfig:
     values = OmegaConf.to_container(raw, resolve=True)
     model, augment = values.pop("model"), values.pop("augment")
     transformer, weights = TransformerConfig(**model.pop("transformer")), LossWeights(**model.pop("weights"))
+    lists = {name: tuple(values[name]) for name in ("data", "experience", "coefs")}
     return TrainConfig(
-        **{**values, "data": tuple(values["data"]), "coefs": tuple(values["coefs"])},
+        **{**values, **lists},
         augment=Augmentation.from_dict(augment),
         model=ModelConfig(**model, transformer=transformer, weights=weights),
     )

@@ -123,6 +123,15 @@ def test_candidates_do_not_influence_each_other(world, cache, candidates, decode
         assert torch.equal(together.main_ids[row], alone.main_ids[0])
 
 
+@pytest.mark.parametrize("decode", ["parallel", "causal"])
+def test_doubts_add_up(world, cache, candidates, decode):
+    """Catches a far future that is trusted because its last step alone looks easy."""
+    doubts = world.imagine(cache, candidates, decode).uncertainty
+    first = world.imagine(cache, candidates[:, :1], decode).uncertainty
+    assert (doubts[:, 1:] > doubts[:, :-1]).all() and (doubts > 0).all()
+    torch.testing.assert_close(doubts[:, :1], first)
+
+
 def test_causal_and_parallel_agree_in_form(world, cache, candidates):
     """Catches the slow reference returning illegal ids or other shapes."""
     drafted, spelled = world.imagine(cache, candidates), world.imagine(cache, candidates, "causal")

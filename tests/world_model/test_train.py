@@ -75,6 +75,19 @@ def test_other_settings_do_not_mix(config):
         go(replace(config, learning_rate=1e-4))
 
 
+def test_experience_is_learnt_from_and_not_imitated(config, tmp_path, make_episode):
+    """Catches advice that comes in beside the demonstrations that were meant to be all there is."""
+    store = EpisodeStore(tmp_path / "own")
+    for seed in range(4):
+        store.write(make_episode(seed, steps=56), f"own-{seed}")
+    alone = train.prepare(config, torch.device("cpu")).train
+    both = train.prepare(replace(config, experience=(str(tmp_path / "own"),)), torch.device("cpu")).train
+    assert both.advised.sum() == alone.advised.sum() > 0
+    assert len(both) == 2 * len(alone)
+    losses = go(replace(config, experience=(str(tmp_path / "own"),)), steps=1)[1]
+    assert np.isfinite(losses).all()
+
+
 def test_each_epoch_shows_every_window_once(config):
     """Catches windows that are never or twice seen, and an order that depends on more than the step."""
     rows, batch = 30, config.batch

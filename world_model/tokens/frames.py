@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -39,7 +40,7 @@ class TokenizerError(RuntimeError):
 class FrameConfig:
     """levels: steps of each quantized dimension; their product is the number of ids. width: channels."""
 
-    levels: tuple[int, ...] = (8, 8, 8, 8, 8)
+    levels: tuple[int, ...] = (8, 8, 8, 8, 8, 8, 8, 8)
     width: int = 192
     encoder_blocks: int = 3
     decoder_blocks: int = 4
@@ -47,6 +48,8 @@ class FrameConfig:
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 3:
             raise ValueError(f"`levels` must hold at least 3 steps a dimension, got {self.levels}")
+        if math.prod(self.levels) > 2**24:
+            raise ValueError(f"`levels` make more ids than f32 can tell apart (2^24): {self.levels}")
         if self.width < 8 or self.width % 2:
             raise ValueError(f"`width` must be even and at least 8, got {self.width}")
 
@@ -93,7 +96,7 @@ class FrameTokenizer(nn.Module):
         super().__init__()
         self.config = config
         width, half = config.width, config.width // 2
-        self.quantizer = FSQ(list(config.levels))
+        self.quantizer = FSQ(list(config.levels), return_indices=False)  # whose table of all codes would take 0.5 GB
         self.enter = nn.Linear(PATCH * PATCH * 3, width)  # the same as a convolution of stride 8
         self.encoder = nn.Sequential(*(PatchBlock(width) for _ in range(config.encoder_blocks)))
         self.to_latent = nn.Linear(width, len(config.levels))
@@ -109,7 +112,7 @@ class FrameTokenizer(nn.Module):
     @property
     def vision_size(self) -> int:
         """Number of ids."""
-        return self.quantizer.codebook_size
+        return math.prod(self.config.levels)
 
     @property
     def device(self) -> torch.device:
@@ -119,16 +122,17 @@ class FrameTokenizer(nn.Module):
     def latent_dim(self) -> int:
         return len(self.config.levels)
 
-    def codes(self) -> torch.Tensor:
-        """The latent of every id: (vision_size, d) f32 within [-1, 1]."""
-        return self.quantizer.implicit_codebook.clone()
+    def codes(self, ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Local ids (...) -> their latents (..., d) f32 within [-1, 1]; of all ids where none are given."""
+        ids = torch.arange(self.vision_size, device=self.device) if ids is None else ids
+        return self.quantizer.indices_to_codes(ids.flatten()).view(*ids.shape, self.latent_dim)
 
     def digit_latents(self) -> torch.Tensor:
         """What each digit of an id adds to its latent, (sum(levels), d) f32; the first digit counts single ids."""
-        codes, parts, worth = self.codes(), [], 1
+        parts, worth = [], 1
         for axis, level in enumerate(self.config.levels):
-            part = codes.new_zeros(level, self.latent_dim)
-            part[:, axis] = codes[worth * torch.arange(level), axis]
+            part = torch.zeros(level, self.latent_dim, device=self.device)
+            part[:, axis] = self.codes(worth * torch.arange(level, device=self.device))[:, axis]
             parts.append(part)
             worth *= level
         return torch.cat(parts)
@@ -145,7 +149,7 @@ class FrameTokenizer(nn.Module):
 
     def decode(self, ids: torch.Tensor) -> torch.Tensor:
         """(..., K) local ids -> (..., h, w, 3) u8."""
-        return self.decode_latents(self.quantizer.implicit_codebook[ids])
+        return self.decode_latents(self.codes(ids))
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
@@ -207,7 +211,8 @@ class FrameTokenizer(nn.Module):
         """(n, h, w, 3) in [-1, 1] -> latents (n, h/8, w/8, d) with straight-through gradient, ids (n, h/8, w/8)."""
         patches = rearrange(frames, "n (h p) (w q) c -> n h w (p q c)", p=PATCH, q=PATCH)
         latents = self.to_latent(self.encoder(self.enter(patches)))
-        codes, ids = self.quantizer(latents.float().flatten(1, 2))
+        codes, _ = self.quantizer(latents.float().flatten(1, 2))
+        ids = self.quantizer.codes_to_indices(codes)
         return codes.unflatten(1, latents.shape[1:3]), ids.long().unflatten(1, latents.shape[1:3])
 
     def _paint(self, latents: torch.Tensor) -> torch.Tensor:
