@@ -45,21 +45,28 @@ class BranchConfig:
 
 
 @dataclass(frozen=True)
+class _Progress:
+    """How many of the given actions are done."""
+
+    detour: int = 0
+
+
+@dataclass(frozen=True)
 class Led:
-    """Given actions (T, A) first, and then another policy. Its state: how many of them are done."""
+    """Given actions (T, A) first, and then an expert."""
 
     actions: np.ndarray
     then: Policy
     execute: int = 1
 
-    def init(self, instruction: str, seed: int = 0) -> int:
+    def init(self, instruction: str, seed: int = 0) -> _Progress:
         """Nothing is done."""
-        return 0
+        return _Progress()
 
-    def act(self, obs: Any, state: int) -> tuple[np.ndarray, int]:
+    def act(self, obs: Any, state: _Progress) -> tuple[np.ndarray, _Progress]:
         """One action, (1, A)."""
-        if state < len(self.actions):
-            return self.actions[state][None], state + 1
+        if state.detour < len(self.actions):
+            return self.actions[state.detour][None], _Progress(state.detour + 1)
         return self.then.act(obs, None)[0], state
 
 

@@ -101,7 +101,9 @@ class Episode:
     """One recorded attempt: T control steps, T + 1 observations.
 
     `action` is what was executed, `expert` what the expert would have done in the same state (NaN rows
-    where there was none to ask). `subtask` holds for each step an index into `subtask_names`.
+    where there was none to ask). `subtask` holds for each step an index into `subtask_names`. The first `detour`
+    control steps did not serve the task (play, given actions): what followed them says nothing of how good it was to
+    be where they were taken.
     """
 
     main: np.ndarray  # (T + 1, 64, 64, 3) u8
@@ -122,6 +124,7 @@ class Episode:
     split: str = "train"
     source: str = "sim"  # sim | imagined | robot
     control_hz: int = CONTROL_HZ
+    detour: int = 0
     versions: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:

@@ -17,7 +17,8 @@ class Policy(Protocol):
     """Anything that acts. Its state is passed in and out, so one policy can serve many robots.
 
     A chunk holds M control steps; the loop executes the first `execute` of them before it asks again.
-    A state may carry `late`, the number of its decisions so far that passed their deadline.
+    A state may carry `late`, the number of its decisions so far that passed their deadline, and `detour`, how many
+    control steps from the episode's start did not serve the task.
     """
 
     execute: int
@@ -124,6 +125,7 @@ def rollout(
         env_id=env.spec.id if env.spec else type(env.unwrapped).__name__,
         seed=seed,
         split=getattr(env.unwrapped, "split", "train"),
+        detour=min(int(getattr(state, "detour", 0)), len(actions)),
     )
     score = {name: float(value) for name, value in infos[-1].get("score", {}).items()}
     return Rollout(episode, np.array(seconds), int(getattr(state, "late", 0)), score)

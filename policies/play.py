@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -36,30 +37,33 @@ class RandomPolicy:
 class _Purpose:
     """What play is about just now.
 
-    rng: of this episode. left: control steps of play before the expert takes over. goal: (3,) m. grip: OPEN or CLOSE.
-    patience: control steps before another purpose is chosen. speed: of the largest action. waits: for its jaws.
+    rng: of this episode. left: control steps of play before another policy takes over, whose state is `then`. goal:
+    (3,) m. grip: OPEN or CLOSE. patience: control steps before another purpose is chosen. speed: of the largest action.
+    waits: for its jaws. detour: control steps of play so far.
     """
 
     rng: np.random.Generator
     left: int
+    then: Any
     goal: np.ndarray | None = None
     grip: float = OPEN
     patience: int = 0
     speed: float = 1.0
     waits: bool = False
+    detour: int = 0
 
 
 @dataclass(frozen=True)
 class Play:
     """Goes to things or anywhere above the table, closes and opens its jaws there, carries what it got hold of; after
-    a while the expert takes over, so that its way back from anywhere is seen too.
+    a while another policy takes over, so that its way back from anywhere is seen too, or that it finds none.
 
-    lasting: range of control steps of play. things: share of the ways that lead to a thing (a corner, the cube).
-    jaws: chance that the jaws switch where a way ends. reach: half the sides of the box above the table, m, and its
-    height. It reads the simulator's truth, as experts do.
+    then: takes over; asked at every control step. lasting: range of control steps of play. things: share of the ways
+    that lead to a thing (a corner, the cube). jaws: chance that the jaws switch where a way ends. reach: half the sides
+    of the box above the table, m, and its height. It reads the simulator's truth, as experts do.
     """
 
-    expert: Policy
+    then: Policy
     lasting: tuple[int, int] = (40, 120)
     things: float = 0.6
     jaws: float = 0.6
@@ -69,18 +73,20 @@ class Play:
     def init(self, instruction: str, seed: int = 0) -> _Purpose:
         """Draw how long this episode is play."""
         rng = np.random.default_rng([seed, 17])
-        return _Purpose(rng, int(rng.integers(*self.lasting)))
+        return _Purpose(rng, int(rng.integers(*self.lasting)), self.then.init(instruction, seed))
 
     def act(self, obs: Obs, state: _Purpose) -> tuple[np.ndarray, _Purpose]:
         """One action, (1, A)."""
         if state.left == 0:
-            return self.expert.act(obs, None)[0], state
+            chunk, then = self.then.act(obs, state.then)
+            return chunk[:1], replace(state, then=then)
         here = obs.state[:3].astype(np.float64)
         arrived = state.goal is not None and not state.waits and np.linalg.norm(state.goal - here) < 0.02
         if arrived or state.patience == 0:
             state = self._choose(here, obs, state)
         action = move(here, state.goal, state.grip, gain=2.5, limit=state.speed)
-        return action[None], replace(state, left=state.left - 1, patience=state.patience - 1)
+        counted = replace(state, left=state.left - 1, patience=state.patience - 1, detour=state.detour + 1)
+        return action[None], counted
 
     def _choose(self, here: np.ndarray, obs: Obs, state: _Purpose) -> _Purpose:
         rng = state.rng

@@ -90,10 +90,12 @@ def measure(model: WorldModel, tracks: Tracks, count: int = 256) -> dict:
     def by_horizon(name: str, scale: float = 1.0) -> list[float]:
         return [round(float(scale * v), 4) for v in np.nanmean(found[name], axis=0)]
 
-    value, truth = found["value"][:, 1], found["value_true"][:, 1]  # one model step ahead
+    told = np.isfinite(found["value_true"])
+    value, truth = (found[name][:, 1][told[:, 1]] for name in ("value", "value_true"))  # one model step ahead
+    value_now, truth_now = (found[name][:, 0][told[:, 0]] for name in ("value", "value_true"))
     known = np.isfinite(found["points_next"][:, 0])
     return {
-        "windows": len(value),
+        "windows": len(told),
         "id_accuracy": by_horizon("right"),
         "id_accuracy_copy": by_horizon("right_copy"),
         "id_accuracy_changed": by_horizon("right_changed"),
@@ -105,7 +107,7 @@ def measure(model: WorldModel, tracks: Tracks, count: int = 256) -> dict:
         "keypoint_cm_now": by_horizon("points_now", 100)[0],
         "held_accuracy": by_horizon("held"),
         "value_correlation": correlation(value, truth),
-        "value_now_correlation": correlation(found["value"][:, 0], found["value_true"][:, 0]),
+        "value_now_correlation": correlation(value_now, truth_now),
         "value_ece": calibration_error(value, truth),
         "uncertainty_correlation": correlation(found["uncertainty"][known, 0], found["points_next"][known, 0]),
         "action_rms": round(float(np.sqrt(np.nanmean(found["action"]))), 4),

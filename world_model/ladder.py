@@ -125,8 +125,8 @@ def _by_horizon(seen: dict[str, np.ndarray]) -> list[dict[str, float]]:
 
 def _beliefs(seen: dict[str, np.ndarray]) -> dict[str, float]:
     """Value and success against what really follows, and doubts against errors, over all horizons."""
-    known = np.isfinite(seen["pixels"])
-    value, truth = seen["value"][known], seen["value_true"][known]
+    known, told = np.isfinite(seen["pixels"]), np.isfinite(seen["value_true"])
+    value, truth = seen["value"][told], seen["value_true"][told]
     # how far off a future is: the gripper's and the object's error, which are in the same unit
     error = (seen["gripper"] + seen["object"])[known]
     doubted = np.isfinite(error)
@@ -137,7 +137,7 @@ def _beliefs(seen: dict[str, np.ndarray]) -> dict[str, float]:
         "value_correlation": correlation(value, truth),
         "success_auc": auc(seen["success"][known], seen["success_true"][known] > 0.5),
         "uncertainty_auc": auc(seen["uncertainty"][known][doubted], large),
-        "futures": int(known.sum()),
+        "futures": int(told.sum()),
     }
 
 

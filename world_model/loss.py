@@ -83,10 +83,11 @@ def window_losses(model: WorldModel, window: Window, first: int = 0) -> Losses:
         """h (B, S, 15, width): value, success, held, keypoints."""
         value_h, flags_h, points_h = h.split([1, FLAGS, KEYPOINT_IDS], dim=2)
         value, points = window.value[:, when, None] * (vocab.value.size - 1), window.keypoints[:, when]
+        told = counts * torch.isfinite(value)
         # Where some keypoints are known, one that is not does not exist: it stands in bin 0, which is a belief too.
         known = counts * torch.isfinite(points).any(-1, keepdim=True)
         return {
-            f"{name}value": (w.belief, smooth(value_h, vocab.value, value), counts),
+            f"{name}value": (w.belief, smooth(value_h, vocab.value, value.nan_to_num(0.0)), told),
             f"{name}flags": (w.belief, exact(flags_h, at.flag, window.flags[:, when]), counts),
             f"{name}keypoints": (w.belief, smooth(points_h, vocab.state, points.nan_to_num(0.0)), known),
         }

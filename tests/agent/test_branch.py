@@ -42,6 +42,9 @@ def test_the_expert_ends_a_branch(tree):
     for episode in tree[0][:-1]:
         led = CONFIG.chunk + CONFIG.lasting[1]
         np.testing.assert_array_equal(episode.action[led:], episode.expert[led:])
+        assert CONFIG.chunk + CONFIG.lasting[0] <= episode.detour < led
+        np.testing.assert_array_equal(episode.action[episode.detour :], episode.expert[episode.detour :])
+    assert tree[0][-1].detour == 0
     assert sum(episode.success[-1] for episode in tree[0]) >= 3
 
 

@@ -33,6 +33,27 @@ def test_the_expert_takes_over(played):
     """Catches play without an end: the ways back, which are worth most, are then missing."""
     assert played.success[-1] and len(played) > 120
     np.testing.assert_array_equal(played.action[120:], played.expert[120:])
+    assert played.detour == 120
+
+
+class Counts:
+    """A policy whose gripper command says how often it was asked in this episode."""
+
+    execute = 1
+
+    def init(self, instruction, seed=0):
+        return 0
+
+    def act(self, obs, state):
+        return np.array([[0, 0, 0, 0, 0, 0, state / 100]], np.float32), state + 1
+
+
+def test_who_takes_over_remembers():
+    """Catches a learned policy that forgets its history at every control step."""
+    with closing(gym.make("nextstate/Lift-v0").unwrapped) as env:
+        env.horizon = 8
+        episode = rollout(env, Play(Counts(), lasting=(5, 6)), seed=4).episode
+    np.testing.assert_allclose(episode.action[5:, -1], [0, 0.01, 0.02], atol=1e-6)
 
 
 def test_random_motion_is_smooth_and_repeats_itself():

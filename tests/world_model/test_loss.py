@@ -1,6 +1,6 @@
 """What is taught is learned, reaches every weight, and counts nothing that did not happen."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -56,3 +56,14 @@ def test_a_thing_that_does_not_exist_is_known_not_to(world, window):
     torch.testing.assert_close(window_losses(world, absent).parts, window_losses(world, at_nought).parts)
     unlabelled = replace(window, keypoints=torch.full_like(points, torch.nan))
     assert window_losses(world, unlabelled).parts["keypoints"] == 0
+
+
+def test_what_follows_play_says_nothing_of_its_value(world, window):
+    """Catches play that is taught as if it were meant to succeed, and a NaN that reaches the loss."""
+    value = window.value.clone()
+    value[:2] = torch.nan
+    losses = window_losses(world, replace(window, value=value))
+    rest = replace(window, **{f.name: getattr(window, f.name)[2:] for f in fields(window)})
+    assert torch.isfinite(losses.total)
+    for name in ("value", "next_value"):
+        torch.testing.assert_close(losses.parts[name], window_losses(world, rest).parts[name])

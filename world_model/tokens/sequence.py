@@ -276,7 +276,7 @@ class Window:
     instruction: Tensor  # (B, I) i64, ids
     image: Tensor  # (B, S + 1, 80) i64, main view then wrist
     state: Tensor  # (B, S + 1, P) f32, bins
-    value: Tensor  # (B, S + 1) f32 in [0, 1]
+    value: Tensor  # (B, S + 1) f32 in [0, 1], NaN where unknown
     flags: Tensor  # (B, S + 1, 2) i64, success and held
     keypoints: Tensor  # (B, S + 1, 12) f32, bins, NaN where unknown
     action: Tensor  # (B, S, Ka) i64, executed
@@ -299,7 +299,7 @@ class Tracks:
     main: np.ndarray  # (R, 64, 64, 3) u8
     wrist: np.ndarray  # (R, 32, 32, 3) u8
     state: np.ndarray  # (R, P) f32, m and rad
-    value: np.ndarray  # (R,) f32
+    value: np.ndarray  # (R,) f32, NaN where unknown
     flags: np.ndarray  # (R, 2) i8
     keypoints: np.ndarray  # (R, 4, 3) f32, m, NaN where unknown
     action: np.ndarray  # (R, Ka) i16, the chunk executed from here on
@@ -334,7 +334,7 @@ class Tracks:
             main=episode.main,
             wrist=episode.wrist,
             state=episode.state.astype(np.float32),
-            value=value_to_come(episode.success, discount),
+            value=value_to_come(episode.success, discount, episode.detour),
             flags=np.stack([episode.success, episode.held >= 0], axis=1).astype(np.int8),
             keypoints=episode.keypoints.astype(np.float32),
             action=actions.encode(torch.from_numpy(executed)).numpy().astype(np.int16),
@@ -400,10 +400,14 @@ def chunks(action: np.ndarray, length: int) -> np.ndarray:
     return padded[np.arange(len(action) + 1)[:, None] + np.arange(length)]
 
 
-def value_to_come(success: np.ndarray, discount: float) -> np.ndarray:
-    """discount ** (control steps until the next success), 0 if none follows. success (T + 1,) -> (T + 1,) f32."""
+def value_to_come(success: np.ndarray, discount: float, detour: int = 0) -> np.ndarray:
+    """discount ** (control steps until the next success), 0 if none follows. success (T + 1,) -> (T + 1,) f32.
+
+    NaN before the end of the first `detour` control steps, which were not taken to succeed.
+    """
     value, following = np.zeros(len(success), np.float32), 0.0
     for t in reversed(range(len(success))):
         following = 1.0 if success[t] else discount * following
         value[t] = following
+    value[:detour] = np.nan
     return value

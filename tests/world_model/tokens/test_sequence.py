@@ -113,6 +113,7 @@ def test_an_unasked_expert_teaches_nothing(world, text, make_episode):
 def test_value_counts_control_steps_to_success():
     """Catches a value that is off by one or leaks backwards over a failure."""
     np.testing.assert_allclose(value_to_come(np.array([0, 0, 1, 0]), 0.5), [0.25, 0.5, 1, 0])
+    np.testing.assert_allclose(value_to_come(np.array([0, 0, 1, 0]), 0.5, detour=1), [np.nan, 0.5, 1, 0])
 
 
 def test_bins_come_back(layout):
