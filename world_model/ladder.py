@@ -46,7 +46,7 @@ class Fork:
 def climb(model: WorldModel, tracks: Tracks, forks: list[Fork], count: int = 256, ahead: int = 8) -> dict:
     """All figures: `horizons`, one entry a model step, and what holds over all of them.
 
-    count: windows of `tracks`, evenly spread. ValueError where no episode is long enough.
+    count: windows of `tracks`, as many from each episode. ValueError where no episode is long enough.
     """
     seen = _look(model, tracks, count, ahead)
     return {"horizons": _by_horizon(seen), **_beliefs(seen), **_retrieval(model, forks)}
@@ -59,7 +59,11 @@ def _starts(tracks: Tracks, count: int) -> np.ndarray:
     fits = np.flatnonzero(np.arange(len(tracks)) + WITHIN * tracks.layout.chunk_steps <= tracks.last)
     if not len(fits):
         raise ValueError(f"no episode is {WITHIN} model steps long: give longer ones")
-    return fits[np.linspace(0, len(fits) - 1, min(count, len(fits))).astype(int)]
+    # As many from a short episode as from a long one: else what fails, which lasts longest, is most of what is judged.
+    each = np.split(fits, np.flatnonzero(np.diff(tracks.last[fits])) + 1)
+    shares = [len(share) for share in np.array_split(np.arange(count), len(each))]
+    spread = [np.linspace(0, len(rows) - 1, min(n, len(rows))) for rows, n in zip(each, shares, strict=True)]
+    return np.concatenate([rows[places.astype(int)] for rows, places in zip(each, spread, strict=True)])
 
 
 @torch.inference_mode()
