@@ -2,7 +2,7 @@
 
     python -m agent.fidelity env=fold_half checkpoint=checkpoints/nextstate-s seed=3000 out=outputs/fidelity
 
-Watches held-out episodes of three kinds (disturbed demonstrations, the model's own attempts, play), leaves some of
+Watches held-out episodes of several kinds (disturbed demonstrations, the model's own attempts, play), leaves some of
 their states in eight different ways, and lets the planner fold a few times. Prints the ladder and writes
 `fidelity.json` and `fidelity.png` (real futures above imagined ones).
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gymnasium as gym
 import numpy as np
@@ -19,7 +19,8 @@ from agent.oracle import SimulatorModel, Situation
 from envs.types import Episode, Obs
 from policies.base import Policy, Step, rollout
 
-KINDS = ("perturbed", "model", "play", "perturbed")  # of episode number 0, 1, 2, 3 and so on, in turn
+# Of episode number 0, 1, 2, 3 and so on, in turn. A rescue is play after which the model has to find its way.
+KINDS = ("perturbed", "model", "play", "perturbed", "perturbed", "model", "rescue", "perturbed")
 CHUNKS = 8  # ways in which a state is left
 FIRST, EVERY, MOST = 16, 32, 3  # control steps: where an episode forks for the first time, how often, how many times
 
@@ -58,13 +59,14 @@ class WitnessJob:
         """One episode a seed, of the kind whose turn it is."""
         expert = make_expert(self.env)
         with closing(make_env(self.env)) as env:
-            policies = {
-                kind: make_policy(PolicyConfig(kind, checkpoint=self.checkpoint, device="cpu"), self.env, env)
-                for kind in set(KINDS)
-            }
+            policies = {kind: make_policy(self._policy(kind), self.env, env) for kind in set(KINDS)}
             for seed in seeds:
                 kind = KINDS[(seed - self.first_seed) % len(KINDS)]
                 yield watch(env, kind, policies[kind], expert, seed, self.chunk)
+
+    def _policy(self, kind: str) -> PolicyConfig:
+        config = PolicyConfig("play" if kind == "rescue" else kind, checkpoint=self.checkpoint, device="cpu")
+        return replace(config, then="model" if kind == "rescue" else "")
 
 
 def watch(env: gym.Env, kind: str, policy: Policy, expert: Policy, seed: int, chunk: int = 8) -> Seen:
