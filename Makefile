@@ -19,6 +19,8 @@ PLAY_EPISODES ?= 40
 BRANCH_SEEDS ?= 20
 OWN_EPISODES ?= 90
 UNSURE_SEEDS ?= 10
+LOST_FOLDS ?= 40
+LOST_LIFTS ?= 20
 TOKENIZER_STEPS ?= 24000
 TRAIN_STEPS ?= 7500
 AGAIN_STEPS ?= 2500
@@ -26,6 +28,7 @@ AGAIN_STEPS ?= 2500
 THREADS ?= $(shell nproc)
 EVAL_EPISODES ?= 50
 DATA := $(RUN)/data/fold,$(RUN)/data/lift,$(RUN)/data/fold_play,$(RUN)/data/lift_play,$(RUN)/data/fold_branch,$(RUN)/data/lift_branch
+AGAIN_DATA := $(RUN)/data/own,$(RUN)/data/unsure,$(RUN)/data/fold_lost,$(RUN)/data/lift_lost
 TRAIN := tokenizer=$(RUN)/tokenizer model=$(MODEL) threads=$(THREADS)
 EVALUATE := policy=planner split=seen seed=1000 episodes=$(EVAL_EPISODES) checkpoint=$(RUN)/model/checkpoint
 
@@ -58,7 +61,10 @@ train: $(INSTALLED) ## collect, train and evaluate from nothing; run it again to
 	$(BIN)/python -m agent.collect env=fold_half policy=model checkpoint=$(RUN)/first/checkpoint seed=100000 episodes=$(OWN_EPISODES) out=$(RUN)/data/own
 	@# and more futures of the states where it is unsure what follows
 	$(BIN)/python -m agent.collect env=fold_half policy=branch policy.branch.unsure=true checkpoint=$(RUN)/first/checkpoint seed=310000 episodes=$(UNSURE_SEEDS) out=$(RUN)/data/unsure
-	$(BIN)/python -m world_model.train 'data=[$(DATA),$(RUN)/data/own,$(RUN)/data/unsure]' $(TRAIN) start=$(RUN)/first/checkpoint muon_rate=0.012 learning_rate=1.2e-3 steps=$(AGAIN_STEPS) out=$(RUN)/model
+	@# and where it gets lost after play: what its failures look like, and the ways back
+	$(BIN)/python -m agent.collect env=fold_half policy=play policy.then=model checkpoint=$(RUN)/first/checkpoint seed=400000 episodes=$(LOST_FOLDS) out=$(RUN)/data/fold_lost
+	$(BIN)/python -m agent.collect env=lift policy=play policy.then=model checkpoint=$(RUN)/first/checkpoint seed=400000 episodes=$(LOST_LIFTS) out=$(RUN)/data/lift_lost
+	$(BIN)/python -m world_model.train 'data=[$(DATA),$(AGAIN_DATA)]' $(TRAIN) start=$(RUN)/first/checkpoint muon_rate=0.012 learning_rate=1.2e-3 steps=$(AGAIN_STEPS) out=$(RUN)/model
 	$(BIN)/python -m agent.evaluate env=fold_half $(EVALUATE) out=$(RUN)/evaluate/fold
 	$(BIN)/python -m agent.evaluate env=lift $(EVALUATE) out=$(RUN)/evaluate/lift
 
