@@ -81,8 +81,13 @@ class SimulatorModel:
         pose = (first[..., :-1] + dct_basis(self.chunk).T @ noise).clamp(-1, 1)
         return torch.cat([pose, first[..., -1:]], dim=-1)
 
-    def imagine(self, cache: Situation, actions: Tensor, decode: str = "parallel") -> Simulated:
-        """actions (N, H, M, A) -> what follows, by doing it; nothing is decoded. The environment is put back."""
+    def imagine(self, cache: Situation, actions: Tensor, decode: str = "parallel", follow: int = 0) -> Simulated:
+        """actions (N, H, M, A) -> what follows, by doing it; nothing is decoded. The environment is put back.
+
+        ValueError for `follow`: the world does not go on by itself.
+        """
+        if follow:
+            raise ValueError("policy=oracle cannot look further ahead than it searches: set planner.follow=0")
         num, horizon = actions.shape[:2]
         value, success = torch.zeros(num, horizon), torch.zeros(num, horizon)
         try:

@@ -29,8 +29,9 @@ class Imagines(Protocol):
     def propose(self, cache: Any, n: int, temperature: float, generator: torch.Generator | None) -> Tensor:
         """-> (n, M, A) chunks in [-1, 1]; the first is the likeliest."""
 
-    def imagine(self, cache: Any, actions: Tensor, decode: str) -> Imagination:
-        """actions (N, H, M, A) -> what each leads to. decode: "parallel", or "causal" for the slow reference."""
+    def imagine(self, cache: Any, actions: Tensor, decode: str, follow: int) -> Imagination:
+        """actions (N, H, M, A) -> what each leads to. decode: "parallel", or "causal" for the slow reference.
+        follow: model steps beyond these in which the model goes on by itself."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class PlannerConfig:
     """The budget of one decision.
 
     candidates: N, futures imagined an iteration.        iterations: how often elites are refit; 1 = choose only.
-    horizon: H, model steps looked ahead.                elites: candidates that the next iteration is fitted to.
+    horizon: H, model steps searched.                    elites: candidates that the next iteration is fitted to.
+    follow: model steps looked further ahead, in which the model goes on by its own likeliest chunks.
     proposals: share of the first N that the model proposes (the likeliest and samples of it).
     temperature: of those samples.                       noise: initial standard deviation a coefficient.
     noise_floor: what the noise never falls below.       flip: chance that a noisy candidate switches its gripper.
@@ -52,6 +54,7 @@ class PlannerConfig:
     candidates: int = 16
     iterations: int = 2
     horizon: int = 1
+    follow: int = 0
     elites: int = 4
     proposals: float = 0.5
     temperature: float = 1.0
@@ -170,7 +173,7 @@ class Planner:
         actions, scores, imagined = [], [], []
         late = self.clock() - start > cfg.deadline_s
         while not late and len(imagined) < cfg.iterations:
-            future = model.imagine(cache, candidates, cfg.decode)
+            future = model.imagine(cache, candidates, cfg.decode, cfg.follow)
             score = self.objective(future, chunk).cpu()  # (N,)
             if not torch.isfinite(score).all():
                 raise ValueError("the model imagined a value that is not finite; check the checkpoint")

@@ -221,7 +221,7 @@ class WorldModel(nn.Module):
         if n < 1 or cache.kv.rows != 1:
             raise ValueError(f"propose at least one chunk for one robot, got n={n} and a cache of {cache.kv.rows} rows")
         reading = self.read(cache)
-        best = self.actions.decode_median(reading.coefs, reading.gripper)  # (1, M, A)
+        best = self._likeliest(reading)  # (1, M, A)
         if n == 1 or temperature <= 0:
             return best.repeat(n, 1, 1)
         drawn = [
@@ -230,12 +230,17 @@ class WorldModel(nn.Module):
         ]  # Ka x (n - 1,)
         return torch.cat([best, self.actions.decode(torch.stack(drawn, dim=1).to(self.device))])
 
+    def _likeliest(self, reading: Reading) -> Tensor:
+        """(R, M, A) f32, the chunk that is proposed first."""
+        return self.actions.decode_median(reading.coefs, reading.gripper)
+
     @torch.inference_mode()
-    def imagine(self, cache: Cache, actions: Tensor, decode: str = "parallel") -> Imagination:
+    def imagine(self, cache: Cache, actions: Tensor, decode: str = "parallel", follow: int = 0) -> Imagination:
         """What N sequences of H chunks lead to.
 
         cache: of one row (one robot, N candidates) or N rows; never changed. actions: (N, H, M, A) in [-1, 1].
-        decode: `parallel`, one pass a model step, or `causal`, id by id, the slow reference.
+        decode: `parallel`, all ids of a model step at once, or `causal`, id by id, the slow reference.
+        follow: model steps beyond H in which the model acts on by its own likeliest chunks.
         """
         at = self.layout
         if actions.ndim != 4 or actions.shape[2:] != (at.chunk_steps, self.actions.action_dim):
@@ -246,53 +251,54 @@ class WorldModel(nn.Module):
         if decode not in ("parallel", "causal"):
             raise ValueError(f"decode must be `parallel` or `causal`, got {decode!r}")
         actions = actions.to(self.device, torch.float32)
-        steps = list((self._draft if decode == "parallel" else self._spell)(cache, self.actions.encode(actions)))
-        names = [f.name for f in fields(Imagination)][1:]
-        joined = {name: torch.cat([getattr(step, name) for step in steps], dim=1) for name in names}
+        codes = [*self.actions.encode(actions).unbind(1), *[None] * follow]
+        steps = list((self._draft if decode == "parallel" else self._spell)(cache, codes, len(actions)))
+        joined = {f.name: torch.cat([getattr(step, f.name) for step in steps], dim=1) for f in fields(Imagination)}
         # A step takes the one before for a fact, so its own doubt leaves out how wrong that was: variances add up.
         joined["uncertainty"] = joined["uncertainty"].square().cumsum(1).sqrt()
-        return Imagination(actions=actions, **joined)
+        joined["actions"] = torch.cat([actions, joined["actions"][:, actions.shape[1] :]], dim=1)
+        return Imagination(**joined)
 
-    def _draft(self, cache: Cache, codes: Tensor) -> Iterator[Imagination]:
-        """One parallel pass a model step: codes (N, H, Ka) -> H times an Imagination of one step, without actions.
-
-        The pass commits what became certain (from the second step on, the imagined observation; always the chunk)
-        and drafts the next observation beside it.
-        """
-        at, past = self.layout, cache.kv
-        instruction, now = past.part(0, at.instruction), past.part(len(past) - at.obs, len(past))
-        image, state = cache.image.expand(len(codes), -1), cache.state.expand(len(codes), -1)  # (N, 80), (N, P)
-        for h in range(codes.shape[1]):
-            clean, first = at.chunk_ids(codes[:, h]), at.obs  # (N, 17), its first slot
-            if h:
-                clean, first = torch.cat([at.obs_ids(image, state), clean], dim=1), 0  # (N, 110)
-            count, step = clean.shape[1], cache.step + h
-            slots = torch.cat([torch.arange(first, at.step), at.next_slots])
-            kinds = torch.tensor([CLEAN] * count + [NEXT] * at.next)
-            positions = torch.cat([at.places(slots[:count], step), at.places(at.next_slots, step + 1)])
-            pieces = (Piece(count), Piece(at.next, (0,), causal=False))
-            ids = torch.cat([clean, at.next_ids(image, state)], dim=1)
-            hidden, new = self.run(ids, slots, kinds, positions, pieces, past)
+    def _draft(self, cache: Cache, codes: list[Tensor | None], rows: int) -> Iterator[Imagination]:
+        """The parallel reading: codes of chunks, (N, Ka) each, None where the model goes on by itself -> a step's
+        Imagination each. A pass commits the chunk and drafts what follows beside it; another commits what followed."""
+        at, kv, step, done = self.layout, cache.kv, cache.step, None
+        image, state = cache.image.expand(rows, -1), cache.state.expand(rows, -1)  # (N, 80), (N, P)
+        seen, doing = torch.arange(at.obs), torch.arange(at.obs, at.step)
+        slots, count = torch.cat([doing, at.next_slots]), len(doing)
+        kinds = torch.tensor([CLEAN] * count + [NEXT] * at.next)
+        pieces = (Piece(count), Piece(at.next, (0,), causal=False))
+        for code in codes:
+            if done:  # the next step sees the instruction and this step alone
+                before = kv.part(0, at.instruction).then(kv.part(len(kv) - at.obs, len(kv)), done)
+                _, now = self.run(at.obs_ids(image, state), seen, CLEAN, at.places(seen, step), None, before)
+                kv = before.then(now)
+            if code is None:
+                code = self.actions.encode(self._likeliest(self.read(Cache(kv, step, image, state))))
+            ids = torch.cat([at.chunk_ids(code), at.next_ids(image, state)], dim=1)
+            positions = torch.cat([at.places(doing, step), at.places(at.next_slots, step + 1)])
+            hidden, new = self.run(ids, slots, kinds, positions, pieces, kv)
             future = self._next(hidden[:, count:], image, state)
-            yield future
+            yield replace(future, actions=self.actions.decode(code)[:, None])
 
             image, state = torch.cat([future.main_ids, future.wrist_ids], dim=2)[:, 0], self._bins(future)
-            committed = new.part(0, count)  # the next step sees the instruction and this step alone
-            past = instruction.then(committed if h else now.then(committed))
+            step, done = step + 1, new.part(0, count)
 
-    def _spell(self, cache: Cache, codes: Tensor) -> Iterator[Imagination]:
+    def _spell(self, cache: Cache, codes: list[Tensor | None], rows: int) -> Iterator[Imagination]:
         """The next-token reading: every id after the one before, the likeliest each time. As `_draft`."""
         at, vocab, marks, past = self.layout, self.vocab, self.vocab.marks, cache.kv
         instruction, now = past.part(0, at.instruction), past.part(len(past) - at.obs, len(past))
-        before = cache.image.expand(len(codes), -1)
+        before, reading = cache.image.expand(rows, -1), None
         mark_at = {at.main.stop: marks.eom, at.wrist.start - 1: marks.bow, at.wrist.stop: marks.eow,
                    at.state.start - 1: marks.bot, at.state.stop: marks.eost}  # fmt: skip
-        for h in range(codes.shape[1]):
+        for h, code in enumerate(codes):
+            if code is None:
+                code = self.actions.encode(self._likeliest(reading))
             slots = torch.arange(at.obs, at.step)
-            _, chunk = self.run(at.chunk_ids(codes[:, h]), slots, CLEAN, at.places(slots, cache.step + h), None, past)
-            past = instruction.then(now, chunk)
+            _, done = self.run(at.chunk_ids(code), slots, CLEAN, at.places(slots, cache.step + h), None, past)
+            past = instruction.then(now, done)
 
-            step, ids = cache.step + h + 1, [torch.full((len(codes), 1), marks.bom, device=self.device)]
+            step, ids = cache.step + h + 1, [torch.full((rows, 1), marks.bom, device=self.device)]
             for slot in range(at.obs):
                 place = torch.tensor([slot])
                 hidden, new = self.run(ids[slot], place, CLEAN, at.places(place, step), None, past)
@@ -308,8 +314,9 @@ class WorldModel(nn.Module):
             spelled = torch.cat(ids, dim=1)  # (N, 93)
             image = vocab.vision.decode(torch.cat([spelled[:, at.main], spelled[:, at.wrist]], dim=1))
             state = vocab.state.decode(spelled[:, at.state]).float()
-            belief = self.read(Cache(past, step, image, state)).belief
-            yield self._future(image, state, belief, image.new_empty(*image.shape, 0), before)
+            reading = self.read(Cache(past, step, image, state))
+            future = self._future(image, state, reading.belief, image.new_empty(*image.shape, 0), before)
+            yield replace(future, actions=self.actions.decode(code)[:, None])
             before = image
 
     def _next(self, hidden: Tensor, image: Tensor, state: Tensor) -> Imagination:

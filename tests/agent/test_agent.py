@@ -34,7 +34,7 @@ class Recorder:
         chunks[..., -1] = -1.0
         return chunks
 
-    def imagine(self, cache, actions, decode="parallel"):
+    def imagine(self, cache, actions, decode="parallel", follow=0):
         value = actions[..., 0].mean(-1)
         return SimpleNamespace(value=value, success=torch.zeros_like(value), uncertainty=torch.zeros_like(value))
 

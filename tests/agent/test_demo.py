@@ -67,7 +67,7 @@ class Model:
     def propose(self, cache, n, temperature, generator=None):
         return torch.zeros(n, M, A)
 
-    def imagine(self, cache, actions, decode="parallel"):
+    def imagine(self, cache, actions, decode="parallel", follow=0):
         value = actions[..., 0].mean(-1) + 0.5
         ids = torch.full((*actions.shape[:2], 64), 100 + cache)
         return SimpleNamespace(

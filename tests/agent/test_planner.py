@@ -25,7 +25,7 @@ class Toy:
         chunks[1:, :, :3] += 0.1 * temperature * torch.randn(n - 1, 1, 3, generator=generator)
         return chunks
 
-    def imagine(self, cache, actions, decode="parallel"):
+    def imagine(self, cache, actions, decode="parallel", follow=0):
         self.caches.append(cache)
         distance = (actions[:, 0] - self.target).square().mean((1, 2)).sqrt()  # (N,)
         value = (-self.scale * distance)[:, None].expand(-1, actions.shape[1])

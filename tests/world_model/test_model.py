@@ -76,7 +76,7 @@ def test_run_time_equals_training(world, window):
     torch.testing.assert_close(world.read(cache).coefs, coefs, atol=1e-5, rtol=1e-3)
     torch.testing.assert_close(world.read(cache).belief.value, world._belief(act_h[:, :15]).value, atol=1e-5, rtol=1e-3)
 
-    future = next(world._draft(cache, window.action[:, 1:2]))
+    future = next(world._draft(cache, [window.action[:, 1]], len(window.action)))
     expected = world._next(h[:, sequence.where(140, 102)[1]], window.image[:, 1], window.state[:, 1])
     torch.testing.assert_close(future.state, expected.state, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(future.hidden, expected.hidden, atol=1e-4, rtol=1e-3)
@@ -88,7 +88,7 @@ def test_the_second_imagined_step_equals_training(world, window):
     """Catches a commit that leaves out part of the imagined step, or keeps the step before the last in sight."""
     views = [(window.image[:, 0], window.state[:, 0])]
     cache = world.context(window.instruction, views, [])
-    first, second = world._draft(cache, window.action[:, :2])
+    first, second = world._draft(cache, list(window.action[:, :2].unbind(1)), len(window.action))
     image = torch.cat([first.main_ids, first.wrist_ids], dim=-1)[:, 0]
     state = world.layout.to_bins(first.state[:, 0])
     dreamt = replace(
@@ -132,6 +132,26 @@ def test_doubts_add_up(world, cache, candidates, decode):
     torch.testing.assert_close(doubts[:, :1], first)
 
 
+@pytest.mark.parametrize("decode", ["parallel", "causal"])
+def test_the_model_goes_on_by_itself(world, window, cache, candidates, decode):
+    """Catches a future that goes on by another chunk than the model would choose there, or sees another past."""
+    given = candidates[:1, :1]
+    followed = world.imagine(cache, given, decode, follow=2)
+    assert followed.actions.shape == (1, 3, 8, 7)
+    torch.testing.assert_close(followed.actions[:, :1], given)
+    repeated = world.imagine(cache, followed.actions, decode)
+    for name in ("state", "value", "success", "uncertainty"):
+        torch.testing.assert_close(getattr(repeated, name), getattr(followed, name), atol=1e-4, rtol=1e-3)
+
+    alone = world.context(window.instruction[:1], [(cache.image, cache.state)], [])
+    first = world.imagine(alone, given, decode)
+    there = torch.cat([first.main_ids, first.wrist_ids], dim=-1)[:, 0], world.layout.to_bins(first.state[:, 0])
+    views, codes = [(cache.image, cache.state), there], [world.actions.encode(given[:, 0])]
+    moved = world.context(window.instruction[:1], views, codes)
+    chosen = world.imagine(alone, given, decode, follow=1).actions[0, 1]
+    assert (world.actions.encode(chosen) == world.actions.encode(world.propose(moved, 1)[0])).all()
+
+
 def test_causal_and_parallel_agree_in_form(world, cache, candidates):
     """Catches the slow reference returning illegal ids or other shapes."""
     drafted, spelled = world.imagine(cache, candidates), world.imagine(cache, candidates, "causal")
@@ -150,7 +170,7 @@ def test_spelling_reads_what_the_causal_loss_teaches(world, window):
     """Catches the id-by-id reading being off by one from the next-token loss."""
     views = [(window.image[:, 0], window.state[:, 0])]
     cache = world.context(window.instruction, views, [])
-    spelled = next(world._spell(cache, window.action[:, :1]))
+    spelled = next(world._spell(cache, [window.action[:, 0]], len(window.action)))
     image = torch.cat([spelled.main_ids, spelled.wrist_ids], dim=-1)[:, 0]
     state = world.layout.to_bins(spelled.state[:, 0])
     written = replace(
