@@ -41,6 +41,8 @@ from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
 from world_model.transformer import TransformerConfig
 
+ENDING = 100  # control steps at the end of a failure from which nothing is hoped any more
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -143,8 +145,13 @@ def prepare(config: TrainConfig, device: torch.device) -> Data:
 
 
 def without_advice(episode: Episode) -> Episode:
-    """What followed which action can still be learnt from it, but no longer what an expert would have done."""
-    return replace(episode, expert=np.full_like(episode.expert, np.nan))
+    """What followed which action can still be learnt from it, but no longer what an expert would have done.
+
+    Of a failure only the end is hopeless: an expert might have succeeded from what came before, so that teaches no
+    value. Else all states on a poor policy's way, good ones too, would be worth nothing.
+    """
+    hopeful = 0 if episode.success[-1] else max(len(episode) - ENDING, 0)
+    return replace(episode, expert=np.full_like(episode.expert, np.nan), detour=max(episode.detour, hopeful))
 
 
 def sample_chunks(episodes: list[Episode], most: int = 50_000) -> torch.Tensor:

@@ -88,6 +88,16 @@ def test_experience_is_learnt_from_and_not_imitated(config, tmp_path, make_episo
     assert np.isfinite(losses).all()
 
 
+def test_of_a_failure_only_the_end_is_hopeless(make_episode, monkeypatch):
+    """Catches good states that are worth nothing because a poor policy came through them."""
+    monkeypatch.setattr(train, "ENDING", 10)
+    episode = make_episode(0, steps=40)
+    failed = replace(episode, success=np.zeros_like(episode.success))
+    assert train.without_advice(replace(failed, success=failed.success | (np.arange(41) == 40))).detour == 0
+    assert train.without_advice(failed).detour == 30
+    assert train.without_advice(replace(failed, detour=35)).detour == 35
+
+
 def test_each_epoch_shows_every_window_once(config):
     """Catches windows that are never or twice seen, and an order that depends on more than the step."""
     rows, batch = 30, config.batch
