@@ -25,6 +25,7 @@ class LossWeights:
     state: float = 1.0
     action: float = 3.0  # acting is what all of this is for, and its 15 ids stand beside 80 of the image
     belief: float = 2.0
+    value: float = 2.0  # of the one id that says how good it is to be there; the other beliefs are fourteen
     causal: float = 1.0  # times the above, for the next-token reading of clean ids
     changed: float = 4.0  # times the image's, for ids that differ from the current frame's
     causal_images: int = 1  # model steps at a window's end whose image is also read id by id; all cost 15 % more
@@ -87,7 +88,7 @@ def window_losses(model: WorldModel, window: Window, first: int = 0) -> Losses:
         # Where some keypoints are known, one that is not does not exist: it stands in bin 0, which is a belief too.
         known = counts * torch.isfinite(points).any(-1, keepdim=True)
         return {
-            f"{name}value": (w.belief, smooth(value_h, vocab.value, value.nan_to_num(0.0)), told),
+            f"{name}value": (w.value, smooth(value_h, vocab.value, value.nan_to_num(0.0)), told),
             f"{name}flags": (w.belief, exact(flags_h, at.flag, window.flags[:, when]), counts),
             f"{name}keypoints": (w.belief, smooth(points_h, vocab.state, points.nan_to_num(0.0)), known),
         }
