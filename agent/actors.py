@@ -37,7 +37,7 @@ class PolicyConfig:
     device: auto, cpu or cuda.                decode: parallel or causal, how futures are imagined (planner).
     planner, objective: fields of agent.planner.PlannerConfig and agent.objective.Objective that differ.
     perturb: fields of policies.scripted.Perturbed that differ (perturbed, branch).
-    then: expert or model, who takes over from play (play).
+    then: expert, model or planner, who takes over from play (play).
     branch: fields of agent.branch.BranchConfig that differ (branch, which is a way to collect and not a policy).
     """
 
@@ -55,13 +55,13 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         if self.name not in POLICIES:
             raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {self.name!r}")
-        if self.then not in ("", "expert", "model"):
-            raise ValueError(f"`then` must be expert or model, got {self.then!r}")
+        if self.then not in ("", "expert", "model", "planner"):
+            raise ValueError(f"`then` must be expert, model or planner, got {self.then!r}")
 
     @property
     def learned(self) -> bool:
         """Whether it reads a checkpoint."""
-        return self.name in ("model", "planner") or self.then == "model" or bool(self.branch.get("unsure"))
+        return bool({self.name, self.then} & {"model", "planner"} or self.branch.get("unsure"))
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,8 @@ def make_policy(config: PolicyConfig, env_config: EnvConfig, env: gym.Env) -> Po
         case "random":
             return RandomPolicy()
         case "play":
-            if config.then == "model":  # at every control step
-                return Play(make_policy(replace(config, name="model", execute=1), env_config, env))
-            return Play(make_expert(env_config))
+            taking_over = "scripted" if config.then in ("", "expert") else config.then
+            return Play(make_policy(replace(config, name=taking_over), env_config, env))
         case "scripted":
             return make_expert(env_config)
         case "perturbed":

@@ -66,7 +66,7 @@ class WitnessJob:
 
     def _policy(self, kind: str) -> PolicyConfig:
         config = PolicyConfig("play" if kind == "rescue" else kind, checkpoint=self.checkpoint, device="cpu")
-        return replace(config, then="model" if kind == "rescue" else "")
+        return replace(config, then="model", execute=1) if kind == "rescue" else config
 
 
 def watch(env: gym.Env, kind: str, policy: Policy, expert: Policy, seed: int, chunk: int = 8) -> Seen:

@@ -37,14 +37,15 @@ class RandomPolicy:
 class _Purpose:
     """What play is about just now.
 
-    rng: of this episode. left: control steps of play before another policy takes over, whose state is `then`. goal:
-    (3,) m. grip: OPEN or CLOSE. patience: control steps before another purpose is chosen. speed: of the largest action.
-    waits: for its jaws. detour: control steps of play so far.
+    rng: of this episode. left: control steps of play before another policy takes over, whose state is `then`; pending:
+    (n, A), what it has still to do of its chunk. goal: (3,) m. grip: OPEN or CLOSE. patience: control steps before
+    another purpose is chosen. speed: of the largest action. waits: for its jaws. detour: control steps of play so far.
     """
 
     rng: np.random.Generator
     left: int
     then: Any
+    pending: np.ndarray
     goal: np.ndarray | None = None
     grip: float = OPEN
     patience: int = 0
@@ -52,15 +53,20 @@ class _Purpose:
     waits: bool = False
     detour: int = 0
 
+    @property
+    def late(self) -> int:
+        """Decisions that passed their deadline: of the policy that takes over."""
+        return getattr(self.then, "late", 0)
+
 
 @dataclass(frozen=True)
 class Play:
     """Goes to things or anywhere above the table, closes and opens its jaws there, carries what it got hold of; after
     a while another policy takes over, so that its way back from anywhere is seen too, or that it finds none.
 
-    then: takes over; asked at every control step. lasting: range of control steps of play. things: share of the ways
-    that lead to a thing (a corner, the cube). jaws: chance that the jaws switch where a way ends. reach: half the sides
-    of the box above the table, m, and its height. It reads the simulator's truth, as experts do.
+    then: takes over. lasting: range of control steps of play. things: share of the ways that lead to a thing (a corner,
+    the cube). jaws: chance that the jaws switch where a way ends. reach: half the sides of the box above the table, m,
+    and its height. It reads the simulator's truth, as experts do.
     """
 
     then: Policy
@@ -73,13 +79,16 @@ class Play:
     def init(self, instruction: str, seed: int = 0) -> _Purpose:
         """Draw how long this episode is play."""
         rng = np.random.default_rng([seed, 17])
-        return _Purpose(rng, int(rng.integers(*self.lasting)), self.then.init(instruction, seed))
+        none = np.zeros((0, ACTION_DIM), np.float32)
+        return _Purpose(rng, int(rng.integers(*self.lasting)), self.then.init(instruction, seed), none)
 
     def act(self, obs: Obs, state: _Purpose) -> tuple[np.ndarray, _Purpose]:
         """One action, (1, A)."""
         if state.left == 0:
-            chunk, then = self.then.act(obs, state.then)
-            return chunk[:1], replace(state, then=then)
+            if not len(state.pending):
+                chunk, then = self.then.act(obs, state.then)
+                state = replace(state, then=then, pending=chunk[: self.then.execute])
+            return state.pending[:1], replace(state, pending=state.pending[1:])
         here = obs.state[:3].astype(np.float64)
         arrived = state.goal is not None and not state.waits and np.linalg.norm(state.goal - here) < 0.02
         if arrived or state.patience == 0:

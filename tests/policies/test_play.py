@@ -37,23 +37,25 @@ def test_the_expert_takes_over(played):
 
 
 class Counts:
-    """A policy whose gripper command says how often it was asked in this episode."""
+    """Chunks of three, of which two are done; the gripper commands say which of an episode's they are."""
 
-    execute = 1
+    execute = 2
 
     def init(self, instruction, seed=0):
         return 0
 
     def act(self, obs, state):
-        return np.array([[0, 0, 0, 0, 0, 0, state / 100]], np.float32), state + 1
+        chunk = np.zeros((3, 7), np.float32)
+        chunk[:, -1] = [state, state + 0.1, state + 0.2]
+        return chunk, state + 0.5
 
 
-def test_who_takes_over_remembers():
-    """Catches a learned policy that forgets its history at every control step."""
+def test_who_takes_over_remembers_and_does_its_chunks():
+    """Catches a learned policy that forgets its history, or that looks again before its chunk is done."""
     with closing(gym.make("nextstate/Lift-v0").unwrapped) as env:
-        env.horizon = 8
+        env.horizon = 9
         episode = rollout(env, Play(Counts(), lasting=(5, 6)), seed=4).episode
-    np.testing.assert_allclose(episode.action[5:, -1], [0, 0.01, 0.02], atol=1e-6)
+    np.testing.assert_allclose(episode.action[5:, -1], [0, 0.1, 0.5, 0.6], atol=1e-6)
 
 
 def test_random_motion_is_smooth_and_repeats_itself():
