@@ -32,7 +32,7 @@ class Fork:
     """One state of the simulator, and what N chunks lead to from there.
 
     history: what the model reads. actions: (N, M, A). main (N, 64, 64, 3) u8, wrist (N, 32, 32, 3) u8, state (N, P)
-    and keypoints (N, 4, 3): what the simulator shows after each chunk. value: (N,) what is reached, in [0, 1].
+    and keypoints (N, 4, 3): what the simulator shows after each chunk.
     """
 
     history: History
