@@ -41,8 +41,6 @@ from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
 from world_model.transformer import TransformerConfig
 
-ENDING = 100  # control steps at the end of a failure from which nothing is hoped any more
-
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -50,6 +48,7 @@ class TrainConfig:
 
     data: tuple[str, ...]
     experience: tuple[str, ...]
+    attempts: tuple[str, ...]
     tokenizer: str
     start: str
     out: str
@@ -112,11 +111,13 @@ def prepare(config: TrainConfig, device: torch.device) -> Data:
     begin = checkpoint.load(config.start, device) if config.start else None
     frames = begin.frames if begin else FrameTokenizer.load(config.tokenizer, device)
     episodes: dict[bool, list[Episode]] = {False: [], True: []}
-    for folder in (*config.data, *config.experience):
+    for folder in (*config.data, *config.experience, *config.attempts):
         store = EpisodeStore(folder)
         for held, names in zip((False, True), store.split(config.held_out), strict=True):
             read = [store.read(name) for name in tqdm(names, desc=f"reading {folder}", unit="episode")]
-            episodes[held] += read if folder in config.data else [without_advice(episode) for episode in read]
+            if folder not in config.data:
+                read = [without_advice(episode, valued=folder in config.attempts) for episode in read]
+            episodes[held] += read
     training = episodes[False]
     if not training:
         raise EpisodeError(f"no two episodes under {', '.join(config.data)}: run `python -m agent.collect` first")
@@ -144,14 +145,11 @@ def prepare(config: TrainConfig, device: torch.device) -> Data:
     return Data(train, test, model, text, about)
 
 
-def without_advice(episode: Episode) -> Episode:
-    """What followed which action can still be learnt from it, but no longer what an expert would have done.
-
-    Of a failure only the end is hopeless: an expert might have succeeded from what came before, so that teaches no
-    value. Else all states on a poor policy's way, good ones too, would be worth nothing.
-    """
-    hopeful = 0 if episode.success[-1] else max(len(episode) - ENDING, 0)
-    return replace(episode, expert=np.full_like(episode.expert, np.nan), detour=max(episode.detour, hopeful))
+def without_advice(episode: Episode, valued: bool) -> Episode:
+    """What followed which action can still be learnt from it, but no longer what an expert would have done; nor what
+    it is worth to be there, unless it is an attempt of the model's own (`valued`): others may go on better or worse."""
+    detour = episode.detour if valued else len(episode)
+    return replace(episode, expert=np.full_like(episode.expert, np.nan), detour=detour)
 
 
 def sample_chunks(episodes: list[Episode], most: int = 50_000) -> torch.Tensor:
@@ -343,7 +341,7 @@ def to_config(raw: DictConfig) -> TrainConfig:
     values = OmegaConf.to_container(raw, resolve=True)
     model, augment = values.pop("model"), values.pop("augment")
     transformer, weights = TransformerConfig(**model.pop("transformer")), LossWeights(**model.pop("weights"))
-    lists = {name: tuple(values[name]) for name in ("data", "experience", "coefs")}
+    lists = {name: tuple(values[name]) for name in ("data", "experience", "attempts", "coefs")}
     return TrainConfig(
         **{**values, **lists},
         augment=Augmentation.from_dict(augment),

@@ -88,14 +88,19 @@ def test_experience_is_learnt_from_and_not_imitated(config, tmp_path, make_episo
     assert np.isfinite(losses).all()
 
 
-def test_of_a_failure_only_the_end_is_hopeless(make_episode, monkeypatch):
-    """Catches good states that are worth nothing because a poor policy came through them."""
-    monkeypatch.setattr(train, "ENDING", 10)
-    episode = make_episode(0, steps=40)
-    failed = replace(episode, success=np.zeros_like(episode.success))
-    assert train.without_advice(replace(failed, success=failed.success | (np.arange(41) == 40))).detour == 0
-    assert train.without_advice(failed).detour == 30
-    assert train.without_advice(replace(failed, detour=35)).detour == 35
+def test_only_its_own_attempts_say_what_a_state_is_worth(config, tmp_path, make_episode):
+    """Catches a value that says what an expert makes of a state, or of aimless motion, and not the model."""
+    store = EpisodeStore(tmp_path / "own")
+    for seed in range(4):
+        store.write(make_episode(seed, steps=56), f"own-{seed}")
+    own = (str(tmp_path / "own"),)
+    alone, others, itself = (
+        train.prepare(c, torch.device("cpu")).train
+        for c in (config, replace(config, experience=own), replace(config, attempts=own))
+    )
+    assert len(others) == len(itself) == 2 * len(alone)
+    assert itself.advised.sum() == others.advised.sum() == alone.advised.sum() > 0
+    assert np.isfinite(others.value).sum() < np.isfinite(itself.value).sum() == 2 * np.isfinite(alone.value).sum()
 
 
 def test_each_epoch_shows_every_window_once(config):
