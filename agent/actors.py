@@ -141,7 +141,8 @@ def make_policy(config: PolicyConfig, env_config: EnvConfig, env: gym.Env) -> Po
     from agent.oracle import ORACLE_BUDGET, OraclePolicy
     from agent.planner import Planner, PlannerConfig
 
-    objective = build(Objective, config.objective)
+    measure = getattr(env.unwrapped, "progress_in", None)
+    objective = build(Objective, {**config.objective, "measure": measure})
     match config.name:
         case "model":
             return ModelPolicy.load(Path(config.checkpoint), config.execute, config.device)

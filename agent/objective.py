@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from world_model.model import Imagination
+
+# keypoints (..., 4, 3) m, gripper (..., 3) m, chance of holding (...) -> how far the task has come, (...) in [0, 1]
+Measure = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -22,12 +27,24 @@ class Objective:
 
     Success and the last value are two readings of the same thing; whichever is surer carries the score.
 
+    Where a task says how far it has come in a scene, that can be asked of the imagined scene at a future's end too,
+    as Visual Foresight (Ebert et al. 2018) asks how far its pixels still have to go. What a state is worth is learnt
+    from whole episodes, of which a young model has seen few; where things are it has seen in every frame.
+
     discount: gamma of one control step, the one that the value was trained with.
     uncertainty: w, what a metre of uncertainty costs, in units of value; 0 trusts every future.
+    progress: what the whole of the task's progress is worth, in units of value; 0 asks the value alone.
+    measure: the task's own; none where progress weighs nothing.
     """
 
     discount: float = 0.99
     uncertainty: float = 0.1
+    progress: float = 0.0
+    measure: Measure | None = None
+
+    def __post_init__(self) -> None:
+        if self.progress and self.measure is None:
+            raise ValueError("this task says of no scene how far it has come: set `objective.progress=0`")
 
     def __call__(self, imagined: Imagination, chunk: int = 8) -> Tensor:
         """imagined: value, success, uncertainty (N, H); chunk: control steps M a model step -> scores (N,) f32."""
@@ -44,4 +61,10 @@ class Objective:
         failed = torch.cumprod(1 - success, dim=1)  # (N, H) no success up to and including h
         failed_before = torch.cat([torch.ones_like(failed[:, :1]), failed[:, :-1]], dim=1)
         reached = (gamma * failed_before * success).sum(1)  # (N,)
-        return reached + gamma[-1] * failed[:, -1] * value[:, -1] - self.uncertainty * unsure.mean(1)
+        score = reached + gamma[-1] * failed[:, -1] * value[:, -1] - self.uncertainty * unsure.mean(1)
+        return score + self.progress * self._progress(imagined).to(score) if self.progress else score
+
+    def _progress(self, imagined: Imagination) -> torch.Tensor:
+        """(N,) in the scene that is imagined last."""
+        last = (imagined.keypoints[:, -1], imagined.state[:, -1, :3], imagined.held[:, -1])
+        return torch.from_numpy(np.asarray(self.measure(*(part.cpu().numpy() for part in last))))

@@ -135,15 +135,9 @@ class FoldHalf(Tabletop):
         released = self._held_vertex() < 0 and self.opening() > RELEASED_OPENING
         return bool(released and fastest < AT_REST and score.half_folded(self._vertices()))
 
-    def progress(self) -> float:
-        if self.success():
-            return 1.0
-        scene = self.scene()
-        start = _corner_distances(self._start)
-        closed = np.clip(1 - _corner_distances(self._vertices()) / start, 0, 1)
-        target = scene.keypoints[{0: 0, 1: 2, 2: 1, 3: 3}.get(scene.stage, 0)]
-        near = 1 - np.tanh(5 * np.linalg.norm(target - scene.gripper)) if scene.stage < 4 else 1.0
-        return float(0.4 * closed.sum() + 0.1 * near + 0.05 * (scene.held in (0, 1)))
+    @staticmethod
+    def progress_in(keypoints: np.ndarray, gripper: np.ndarray, holding: np.ndarray) -> np.ndarray:
+        return 0.95 * score.fold_progress(keypoints, gripper, holding)
 
     def scene(self) -> Scene:
         vertices = self._vertices()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 MAX_CORNER_DISTANCE = 0.050  # metres, both corner pairs (aloha_sim's TowelFoldInHalf)
+LAID = 0.038  # metres, a corner pair that needs no more work
+SIDE = 0.24  # metres between the corners of a pair before the fold
+NEAR = 0.1  # metres over which reaching counts most
 MAX_PAIR_DISTANCE = 0.025  # metres, the mean over all vertex pairs: refuses a bunched cloth
 
 
@@ -38,7 +41,24 @@ def softgym_fold(vertices: np.ndarray, start: np.ndarray) -> float:
     return float(1.0 - performance(vertices) / performance(start))
 
 
-def fold_stage(corner_distances: np.ndarray, held: int, folded: bool, done_below: float = 0.038) -> int:
+def fold_progress(corners: np.ndarray, gripper: np.ndarray, holding: np.ndarray) -> np.ndarray:
+    """How far a half fold has come, in [0, 1], from what a camera can tell: it rises from reaching for a corner to
+    holding it, to carrying it, to both corners laid, and where the wrong place is held it does not.
+
+    corners: (..., 4, 3) m, as in `Scene`; gripper: (..., 3) m; holding: (...) chance that the jaws hold anything.
+    """
+    apart = np.linalg.norm(corners[..., :2, :] - corners[..., 2:, :], axis=-1)  # (..., 2), left and right
+    reach = np.linalg.norm(corners[..., :2, :] - gripper[..., None, :], axis=-1)
+    laid = apart < LAID
+    turn = np.stack([np.ones_like(laid[..., 0]), laid[..., 0]], axis=-1) & ~laid  # the side whose turn it is
+    near = 1 - np.tanh(reach / NEAR)
+    # The grip site is within a vertex's distance of a corner that is held.
+    held = np.asarray(holding)[..., None] * np.clip(1.5 - reach / 0.04, 0, 1)
+    grasp = np.where(laid, 1.0, np.maximum(0.5 * near * turn, held))
+    return (0.3 * grasp + 0.7 * (1 - np.clip(apart / SIDE, 0, 1))).mean(-1)
+
+
+def fold_stage(corner_distances: np.ndarray, held: int, folded: bool, done_below: float = LAID) -> int:
     """What to do next in a half fold: 0 grasp left, 1 lay left, 2 grasp right, 3 lay right, 4 move away.
 
     corner_distances: (2,) metres, left and right; held: as in `Scene`, near left 0 and near right 1; folded: as

@@ -231,8 +231,10 @@ class Tabletop(gym.Env):
         """Whether the task is done now."""
         raise NotImplementedError
 
-    def progress(self) -> float:
-        """How far the task has come, 0 to 1."""
+    @staticmethod
+    def progress_in(keypoints: np.ndarray, gripper: np.ndarray, holding: np.ndarray) -> np.ndarray:
+        """How far the task has come, 0 to below 1, from what can also be believed or imagined: keypoints (..., 4, 3)
+        and gripper (..., 3) in m, holding (...) the chance that the jaws hold anything."""
         raise NotImplementedError
 
     def scene(self) -> Scene:
@@ -246,6 +248,15 @@ class Tabletop(gym.Env):
     def score(self) -> dict[str, float]:
         """Measures to report beside success."""
         return {}
+
+    # what follows from it
+
+    def progress(self) -> float:
+        """How far the task has come, 0 to 1."""
+        if self.success():
+            return 1.0
+        scene = self.scene()
+        return float(self.progress_in(scene.keypoints, scene.gripper, np.float32(scene.held >= 0)))
 
     # what tasks use
 

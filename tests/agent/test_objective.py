@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,3 +38,23 @@ def test_shapes_are_checked():
     """Catches a silent broadcast of (N,) against (N, H)."""
     with pytest.raises(ValueError, match=r"\(N, H\)"):
         Objective()(imagined([0.5, 0.5], [0.0, 0.0]))
+
+
+def test_progress_is_asked_of_the_last_scene_imagined():
+    """Catches a search for what is far on the way there, or for how things are now."""
+    futures = imagined([[0.5, 0.5], [0.5, 0.5]], [[0.0, 0.0], [0.0, 0.0]])
+    futures.keypoints = torch.zeros(2, 2, 4, 3)
+    futures.state, futures.held = torch.zeros(2, 2, 7), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+
+    def measure(keypoints: np.ndarray, gripper: np.ndarray, holding: np.ndarray) -> np.ndarray:
+        assert keypoints.shape == (2, 4, 3) and gripper.shape == (2, 3)
+        return 0.5 * holding
+
+    without, score = Objective()(futures), Objective(progress=4.0, measure=measure)(futures)
+    torch.testing.assert_close(score - without, torch.tensor([0.0, 2.0]))
+
+
+def test_progress_needs_a_task_that_tells_it():
+    """Catches a weight that silently weighs nothing."""
+    with pytest.raises(ValueError, match="progress=0"):
+        Objective(progress=1.0)

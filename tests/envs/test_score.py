@@ -50,6 +50,43 @@ def test_softgym_is_zero_at_the_start_and_one_for_a_perfect_fold():
     assert score.softgym_fold(moved, flat()) < 0.7, "a fold that wandered off costs"
 
 
+def corners(near_left=(0, 1), near_right=(0, 0)) -> np.ndarray:
+    """(4, 3) m, of a cloth whose far edge lies still; in units of its side."""
+    places = [near_left, near_right, (1, 1), (1, 0)]
+    return np.array([[SIDE * x, SIDE * y, 0.0] for x, y in places])
+
+
+def test_progress_rises_all_the_way_to_a_fold():
+    """A measure that falls where a hand must close or let go keeps a search from ever doing so."""
+    flat, away = corners(), np.array([0.5, 0.5, 0.3])
+    carried, laid = corners(near_left=(0.5, 1)), corners(near_left=(1, 1))
+    way = [
+        (flat, away, 0.0), (flat, flat[0] + [0, 0, 0.05], 0.0), (flat, flat[0], 0.0), (flat, flat[0], 1.0),
+        (carried, carried[0], 1.0), (laid, laid[0], 1.0), (laid, laid[1], 0.0), (laid, laid[1], 1.0),
+        (corners((1, 1), (1, 0)), away, 0.0),
+    ]  # fmt: skip
+    told = [float(score.fold_progress(*state)) for state in way]
+    assert told == sorted(told) and len(set(told)) == len(told)
+    assert 0 <= told[0] and told[-1] == pytest.approx(1.0)
+
+
+def test_holding_the_wrong_place_is_no_progress():
+    """Jaws closed on nothing, or on the middle of the cloth, look like a grasp to a measure that reads the jaws alone."""
+    flat, middle = corners(), np.array([0.5 * SIDE, 0.5 * SIDE, 0.0])
+    assert score.fold_progress(flat, middle, 1.0) == score.fold_progress(flat, middle, 0.0)
+    assert score.fold_progress(flat, flat[0], 1.0) > score.fold_progress(flat, flat[0], 0.0)
+
+
+def test_progress_is_told_of_many_scenes_at_once():
+    """A broadcast over the wrong dimension mixes the candidates of a search."""
+    scenes = np.stack([corners(), corners(near_left=(0.5, 1))])
+    hands = scenes[:, 0]
+    both = score.fold_progress(scenes, hands, np.array([0.0, 1.0]))
+    np.testing.assert_allclose(
+        both, [score.fold_progress(scenes[0], hands[0], 0.0), score.fold_progress(scenes[1], hands[1], 1.0)]
+    )
+
+
 @pytest.mark.parametrize(
     ("distances", "held", "folded", "stage"),
     [
