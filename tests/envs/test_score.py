@@ -71,7 +71,7 @@ def test_progress_rises_all_the_way_to_a_fold():
 
 
 def test_holding_the_wrong_place_is_no_progress():
-    """Jaws closed on nothing, or on the middle of the cloth, look like a grasp to a measure that reads the jaws alone."""
+    """Jaws closed on the middle of the cloth look like a grasp to a measure that reads the jaws alone."""
     flat, middle = corners(), np.array([0.5 * SIDE, 0.5 * SIDE, 0.0])
     assert score.fold_progress(flat, middle, 1.0) == score.fold_progress(flat, middle, 0.0)
     assert score.fold_progress(flat, flat[0], 1.0) > score.fold_progress(flat, flat[0], 0.0)
