@@ -55,7 +55,7 @@ def fold_progress(corners: np.ndarray, gripper: np.ndarray, holding: np.ndarray)
     # The grip site is within a vertex's distance of a corner that is held.
     held = np.asarray(holding)[..., None] * np.clip(1.5 - reach / 0.04, 0, 1)
     grasp = np.where(laid, 1.0, np.maximum(0.5 * near * turn, held))
-    return (0.3 * grasp + 0.7 * (1 - np.clip(apart / SIDE, 0, 1))).mean(-1)
+    return (0.8 * grasp + 0.2 * (1 - np.clip(apart / SIDE, 0, 1))).mean(-1)
 
 
 def fold_stage(corner_distances: np.ndarray, held: int, folded: bool, done_below: float = LAID) -> int:
