@@ -64,7 +64,7 @@ class Objective:
         score = reached + gamma[-1] * failed[:, -1] * value[:, -1] - self.uncertainty * unsure.mean(1)
         return score + self.progress * self._progress(imagined).to(score) if self.progress else score
 
-    def _progress(self, imagined: Imagination) -> torch.Tensor:
+    def _progress(self, imagined: Imagination) -> Tensor:
         """(N,) in the scene that is imagined last."""
         last = (imagined.keypoints[:, -1], imagined.state[:, -1, :3], imagined.held[:, -1])
         return torch.from_numpy(np.asarray(self.measure(*(part.cpu().numpy() for part in last))))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 MAX_CORNER_DISTANCE = 0.050  # metres, both corner pairs (aloha_sim's TowelFoldInHalf)
+MAX_PAIR_DISTANCE = 0.025  # metres, the mean over all vertex pairs: refuses a bunched cloth
 LAID = 0.038  # metres, a corner pair that needs no more work
 SIDE = 0.24  # metres between the corners of a pair before the fold
 NEAR = 0.1  # metres over which reaching counts most
-MAX_PAIR_DISTANCE = 0.025  # metres, the mean over all vertex pairs: refuses a bunched cloth
 
 
 def pair_distances(vertices: np.ndarray) -> np.ndarray:
