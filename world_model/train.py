@@ -109,7 +109,7 @@ def prepare(config: TrainConfig, device: torch.device) -> Data:
     """Read every episode once, fit the text and action tokenizers on the training ones, build the model; or take
     all of these from the checkpoint to start from."""
     begin = checkpoint.load(config.start, device) if config.start else None
-    frames = begin.frames if begin else FrameTokenizer.load(config.tokenizer, device)
+    frames = begin.frames if begin else frame_tokenizer(config.tokenizer, device)
     episodes: dict[bool, list[Episode]] = {False: [], True: []}
     for folder in (*config.data, *config.experience, *config.attempts):
         store = EpisodeStore(folder)
@@ -143,6 +143,13 @@ def prepare(config: TrainConfig, device: torch.device) -> Data:
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy", "safetensors")},
     }  # fmt: skip
     return Data(train, test, model, text, about)
+
+
+def frame_tokenizer(folder: str, device: torch.device) -> FrameTokenizer:
+    """What `train_tokenizer` wrote, or the one within a checkpoint."""
+    if (Path(folder) / "manifest.json").exists():
+        return checkpoint.load(folder, device).frames
+    return FrameTokenizer.load(folder, device)
 
 
 def without_advice(episode: Episode, valued: bool) -> Episode:

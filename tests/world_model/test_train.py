@@ -103,6 +103,15 @@ def test_only_its_own_attempts_say_what_a_state_is_worth(config, tmp_path, make_
     assert np.isfinite(others.value).sum() < np.isfinite(itself.value).sum() == 2 * np.isfinite(alone.value).sum()
 
 
+def test_frames_may_be_read_as_a_checkpoint_reads_them(config):
+    """Catches a checkpoint that is refused where a tokenizer is asked for, or one that gives other ids."""
+    go(config, steps=1)
+    folders = (config.tokenizer, str(checkpoint.last(Path(config.out))))
+    own, within = (train.frame_tokenizer(folder, torch.device("cpu")) for folder in folders)
+    frames = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8)
+    assert torch.equal(own.encode(frames), within.encode(frames))
+
+
 def test_each_epoch_shows_every_window_once(config):
     """Catches windows that are never or twice seen, and an order that depends on more than the step."""
     rows, batch = 30, config.batch
