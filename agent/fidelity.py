@@ -108,7 +108,7 @@ class PlannedJob:
 def measure(config: FidelityConfig, loaded: Loaded) -> tuple[dict[str, Any], Tracks]:
     """All figures, and the episodes that they rest on, tokenized."""
     model = loaded.model
-    discount = loaded.meta.get("discount", 0.99)
+    discount = loaded.meta["discount"]
     watching = WitnessJob(config.env, config.checkpoint, config.seed, model.layout.chunk_steps)
     watched = _all(watching, config.seed, config.episodes, config.workers, "watching")
     planning = PlannedJob(config.env, config.checkpoint, discount)

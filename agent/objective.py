@@ -37,7 +37,7 @@ class Objective:
     measure: the task's own; none where progress weighs nothing.
     """
 
-    discount: float = 0.99
+    discount: float = 0.997
     uncertainty: float = 0.1
     progress: float = 0.0
     measure: Measure | None = None

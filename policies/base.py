@@ -70,6 +70,9 @@ def rollout(
 ) -> Rollout:
     """Run one episode to its end (success or the horizon): the only loop in which a policy meets an environment.
 
+    A detour takes nothing of the time for the task: the episode ends as many control steps after the horizon. An
+    episode that is cut off just as its task begins would say that nothing can come of where it stands.
+
     env: observations {"main", "wrist", "state"}; `info` with instruction, success, progress and subtask, and with
         scene and score where it is simulated. seed: of the episode and of the policy.
     expert: asked at every control step what it would do; its answers become `Episode.expert`, NaN without it.
@@ -83,8 +86,8 @@ def rollout(
     observations, infos = [_obs(raw, info, step=0)], [info]
     actions, labels, rewards, seconds = [], [], [], []
     pending: list[np.ndarray] = []  # control steps of the last chunk that are still to be executed
-    ended = False
-    while not ended:
+    terminated, overtime = False, 0
+    while not terminated and overtime <= getattr(state, "detour", 0):
         step, obs = len(actions), observations[-1]
         decided = not pending
         if decided:
@@ -97,7 +100,7 @@ def rollout(
             labels.append(_checked(label, expert, step)[0])
         action = pending.pop(0)
         raw, reward, terminated, truncated, info = env.step(action)
-        ended = terminated or truncated
+        overtime += truncated
         actions.append(action)
         rewards.append(reward)
         observations.append(_obs(raw, info, step=step + 1))

@@ -34,7 +34,7 @@ from world_model.tokens.frames import FrameTokenizer, write_whole
 from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
 
-FORMAT = 1  # raised when the folder's layout changes
+FORMAT = 2  # raised when the folder's layout changes, or what its ids stand for
 FRAMES = "frame_tokenizer."  # prefix of the frame tokenizer's weights within the model
 REQUIRED = ("model.safetensors", "frames.safetensors", "config.json", "vocab.json", "text.json", "actions.json",
             "meta.json")  # fmt: skip

@@ -83,7 +83,7 @@ def window_losses(model: WorldModel, window: Window, first: int = 0) -> Losses:
     def beliefs(name: str, h: Tensor, when: slice, counts: Tensor) -> dict[str, tuple]:
         """h (B, S, 15, width): value, success, held, keypoints."""
         value_h, flags_h, points_h = h.split([1, FLAGS, KEYPOINT_IDS], dim=2)
-        value, points = window.value[:, when, None] * (vocab.value.size - 1), window.keypoints[:, when]
+        value, points = at.value_to_bins(window.value[:, when, None]), window.keypoints[:, when]
         told = counts * torch.isfinite(value)
         # Where some keypoints are known, one that is not does not exist: it stands in bin 0, which is a belief too.
         known = counts * torch.isfinite(points).any(-1, keepdim=True)

@@ -345,7 +345,7 @@ class WorldModel(nn.Module):
         two different ends; a place or an angle is the mean around the likeliest id."""
         value_h, flags_h, points_h = h.split([1, FLAGS, KEYPOINT_IDS], dim=1)
         value = self.logits(value_h[:, 0], self.vocab.value).softmax(-1)  # (R, 64)
-        worth = torch.linspace(0, 1, self.vocab.value.size, device=h.device)
+        worth = self.layout.worth.to(h.device)
         mean = value @ worth
         flags = self.logits(flags_h, self.layout.flag).softmax(-1)[..., 1]  # (R, 2)
         points = self.logits(points_h, self.vocab.state).softmax(-1)  # (R, 12, 256)

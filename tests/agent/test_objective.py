@@ -23,7 +23,7 @@ def test_one_step_is_the_discounted_value():
 
 def test_sooner_success_is_better_and_counts_once():
     """Catches summing success over steps, which would pay for staying in a finished state."""
-    score = Objective(uncertainty=0.0)(imagined([[1.0, 1.0], [0.9, 1.0]], [[1.0, 1.0], [0.0, 1.0]]))
+    score = Objective(discount=0.99, uncertainty=0.0)(imagined([[1.0, 1.0], [0.9, 1.0]], [[1.0, 1.0], [0.0, 1.0]]))
     torch.testing.assert_close(score, torch.tensor([0.99**8, 0.99**16]))
 
 

@@ -72,6 +72,28 @@ def test_stops_at_the_horizon():
     assert len(episode) == 12 and not episode.success.any()
 
 
+@dataclass(frozen=True)
+class Astray(Forward):
+    """Its first five control steps are a detour."""
+
+    def act(self, obs, state):
+        chunk, state = super().act(obs, state)
+        asked = len(state.asked)
+        return chunk, Away(state.asked, detour=min(2 * asked, 5))
+
+
+@dataclass(frozen=True)
+class Away(Count):
+    detour: int = 0
+
+
+def test_a_detour_takes_none_of_the_time():
+    """Catches failures that only say that play lasted long: what follows it gets the whole time for the task."""
+    episode = rollout(Reach(), Astray(speed=0.0), seed=0).episode
+    assert episode.detour == 5 and len(episode) == 5 + 12 and not episode.success.any()
+    assert rollout(Reach(), Astray(), seed=3).episode.success[-1]
+
+
 def test_same_seed_same_episode():
     """A seed that does not reach the environment."""
     first, again, other = (rollout(Reach(), Forward(), seed=s).episode for s in (1, 1, 2))

@@ -16,7 +16,7 @@ from tests.reach import Reach
 def played():
     """One episode of Lift: 120 control steps of play, then the expert."""
     with closing(gym.make("nextstate/Lift-v0").unwrapped) as env:
-        env.horizon = 200
+        env.horizon = 80
         return rollout(env, Play(LiftExpert(), lasting=(120, 121)), seed=4, expert=LiftExpert()).episode
 
 
@@ -53,7 +53,7 @@ class Counts:
 def test_who_takes_over_remembers_and_does_its_chunks():
     """Catches a learned policy that forgets its history, or that looks again before its chunk is done."""
     with closing(gym.make("nextstate/Lift-v0").unwrapped) as env:
-        env.horizon = 9
+        env.horizon = 4
         episode = rollout(env, Play(Counts(), lasting=(5, 6)), seed=4).episode
     np.testing.assert_allclose(episode.action[5:, -1], [0, 0.1, 0.5, 0.6], atol=1e-6)
 

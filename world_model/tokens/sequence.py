@@ -43,6 +43,11 @@ CLEAN, ACT, NEXT = 0, 1, 2  # kinds of ids: two kinds of drafts
 STATE_LOW = (-0.4, -0.4, 0.7, -1.0, -1.0, -1.0, 0.0)
 STATE_HIGH = (0.4, 0.4, 1.4, 1.0, 1.0, 1.0, 0.09)
 
+# Value ids are even in value ** (1 / VALUE_CURVE): fine near success, where each control step tells, and coarse far off.
+VALUE_CURVE = 0.3
+# Smoothed targets spread "never" over the lowest ids, which all read as 0; they begin 300 control steps from success.
+NEVER_IDS = 3
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -187,6 +192,17 @@ class Layout:
         low, high = bins.new_tensor(self.state_low[:3]), bins.new_tensor(self.state_high[:3])
         return low + bins.unflatten(-1, (-1, 3)) / (self.vocab.state.size - 1) * (high - low)
 
+    def value_to_bins(self, value: Tensor) -> Tensor:
+        """(...) in [0, 1] -> bins; NaN stays NaN."""
+        return value ** (1 / VALUE_CURVE) * (self.vocab.value.size - 1)
+
+    @cached_property
+    def worth(self) -> Tensor:
+        """(64,) f32, the value that each id stands for."""
+        worth = torch.linspace(0, 1, self.vocab.value.size) ** VALUE_CURVE
+        worth[:NEVER_IDS] = 0
+        return worth
+
     @staticmethod
     def _segments(*segments: tuple[int, Tensor, int]) -> Tensor:
         """Each (mark, ids, mark), joined."""
@@ -315,7 +331,7 @@ class Tracks:
     @classmethod
     def of(
         cls, episode: Episode, layout: Layout, frames: FrameTokenizer, actions: ActionTokenizer, text: TextTokenizer,
-        discount: float = 0.99,
+        discount: float = 0.997,
     ) -> Tracks:  # fmt: skip
         """One episode."""
         steps, chunk = len(episode), layout.chunk_steps

@@ -116,6 +116,15 @@ def test_value_counts_control_steps_to_success():
     np.testing.assert_allclose(value_to_come(np.array([0, 0, 1, 0]), 0.5, detour=1), [np.nan, 0.5, 1, 0])
 
 
+def test_value_ids_say_which_value(layout):
+    """Catches a value that is read on another scale than it was taught on, and failures that are worth something."""
+    value = torch.tensor([0.5, 0.7, 0.9, 1.0, torch.nan])
+    bins = layout.value_to_bins(value)
+    torch.testing.assert_close(layout.worth[bins[:4].round().long()], value[:4], atol=0.02, rtol=0)
+    assert bins[4].isnan() and layout.value_to_bins(torch.zeros(1)) == 0
+    assert (layout.worth[:3] == 0).all() and (layout.worth[3:].diff() > 0).all() and layout.worth[-1] == 1
+
+
 def test_bins_come_back(layout):
     """Catches ranges swapped between dimensions."""
     state = torch.tensor([[0.1, -0.2, 1.0, 0.5, -0.5, 0.0, 0.04]])
