@@ -43,7 +43,7 @@ CLEAN, ACT, NEXT = 0, 1, 2  # kinds of ids: two kinds of drafts
 STATE_LOW = (-0.4, -0.4, 0.7, -1.0, -1.0, -1.0, 0.0)
 STATE_HIGH = (0.4, 0.4, 1.4, 1.0, 1.0, 1.0, 0.09)
 
-# Value ids are even in value ** (1 / VALUE_CURVE): fine near success, where each control step tells, and coarse far off.
+# Value ids are even in value ** (1 / VALUE_CURVE): fine near success, where each control step tells, coarse far off.
 VALUE_CURVE = 0.3
 # Smoothed targets spread "never" over the lowest ids, which all read as 0; they begin 300 control steps from success.
 NEVER_IDS = 3
