@@ -47,6 +47,7 @@ class FidelityConfig:
     checkpoint: str
     seed: int
     episodes: int
+    forked: int
     planned: int
     windows: int
     ahead: int
@@ -55,8 +56,8 @@ class FidelityConfig:
     device: str
 
     def __post_init__(self) -> None:
-        if min(self.episodes, self.planned, self.windows, self.ahead) < 1 or self.seed < 0:
-            raise ValueError("episodes, planned, windows and ahead must be positive, and seed 0 or more")
+        if min(self.episodes, self.forked, self.planned, self.windows, self.ahead) < 1 or self.seed < 0:
+            raise ValueError("episodes, forked, planned, windows and ahead must be positive, and seed 0 or more")
 
     @classmethod
     def of(cls, raw: dict[str, Any]) -> FidelityConfig:
@@ -109,7 +110,7 @@ def measure(config: FidelityConfig, loaded: Loaded) -> tuple[dict[str, Any], Tra
     """All figures, and the episodes that they rest on, tokenized."""
     model = loaded.model
     discount = loaded.meta["discount"]
-    watching = WitnessJob(config.env, config.checkpoint, config.seed, model.layout.chunk_steps)
+    watching = WitnessJob(config.env, config.checkpoint, config.seed, config.forked, model.layout.chunk_steps)
     watched = _all(watching, config.seed, config.episodes, config.workers, "watching")
     planning = PlannedJob(config.env, config.checkpoint, discount)
     planned = _all(planning, config.seed + config.episodes, config.planned, config.workers, "planning")

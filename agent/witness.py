@@ -48,11 +48,13 @@ class Seen:
 
 @dataclass(frozen=True)
 class WitnessJob:
-    """A worker's part. checkpoint: of the attempts that are the model's own."""
+    """A worker's part. checkpoint: of the attempts that are the model's own. forked: episodes that are left in
+    several ways, which takes three times as long as to watch one."""
 
     env: EnvConfig
     checkpoint: str
     first_seed: int
+    forked: int
     chunk: int = 8
 
     def work(self, seeds: Iterator[int]) -> Iterator[Seen]:
@@ -61,22 +63,24 @@ class WitnessJob:
         with closing(make_env(self.env)) as env:
             policies = {kind: make_policy(self._policy(kind), self.env, env) for kind in set(KINDS)}
             for seed in seeds:
-                kind = KINDS[(seed - self.first_seed) % len(KINDS)]
-                yield watch(env, kind, policies[kind], expert, seed, self.chunk)
+                number = seed - self.first_seed
+                kind, most = KINDS[number % len(KINDS)], MOST if number < self.forked else 0
+                yield watch(env, kind, policies[kind], expert, seed, self.chunk, most)
 
     def _policy(self, kind: str) -> PolicyConfig:
         config = PolicyConfig("play" if kind == "rescue" else kind, checkpoint=self.checkpoint, device="cpu")
         return replace(config, then="model", execute=1) if kind == "rescue" else config
 
 
-def watch(env: gym.Env, kind: str, policy: Policy, expert: Policy, seed: int, chunk: int = 8) -> Seen:
-    """Run one episode and leave it several ways every now and then; the episode itself goes on as if nothing was."""
+def watch(env: gym.Env, kind: str, policy: Policy, expert: Policy, seed: int, chunk: int = 8, most: int = MOST) -> Seen:
+    """Run one episode and leave it several ways every now and then, `most` times; the episode itself goes on as if
+    nothing was."""
     forks: list[Left] = []
     rng = np.random.default_rng([seed, 13])
 
     def on_step(step: Step) -> None:
         done = step.index + 1
-        if done >= FIRST and (done - FIRST) % EVERY == 0 and len(forks) < MOST and not step.info["success"]:
+        if done >= FIRST and (done - FIRST) % EVERY == 0 and len(forks) < most and not step.info["success"]:
             forks.append(leave(env, expert, step, chunk, rng))
 
     return Seen(kind, rollout(env, policy, seed, expert, on_step).episode, tuple(forks))

@@ -14,7 +14,8 @@ from world_model import checkpoint
 
 RAW = {
     "env": {"name": "lift", "id": "nextstate/Lift-v0", "options": {}}, "split": "seen", "seed": 3, "episodes": 3,
-    "planned": 1, "windows": 8, "ahead": 3, "out": "nowhere", "workers": 0, "device": "cpu", "wandb": "disabled",
+    "forked": 3, "planned": 1, "windows": 8, "ahead": 3, "out": "nowhere", "workers": 0, "device": "cpu",
+    "wandb": "disabled",
 }  # fmt: skip
 
 

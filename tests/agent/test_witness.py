@@ -3,7 +3,6 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from agent import witness
 from agent.actors import EnvConfig, PolicyConfig, make_env, make_expert, make_policy
 from agent.witness import CHUNKS, EVERY, FIRST, KINDS, Seen, WitnessJob, watch
 from envs.rigid import Lift
@@ -49,9 +48,8 @@ def test_the_first_way_is_what_the_expert_does(watched):
 
 def test_a_rescue_is_play_and_then_the_model(untrained, monkeypatch):
     """Catches a rescue by the expert: failures of the model's own, which its values are judged on, would be missing."""
-    monkeypatch.setattr(witness, "MOST", 0)
     monkeypatch.setattr(Lift, "horizon", 20)
-    (seen,) = WitnessJob(LIFT, str(untrained), first_seed=3).work(iter([3 + KINDS.index("rescue")]))
+    (seen,) = WitnessJob(LIFT, str(untrained), first_seed=3, forked=0).work(iter([3 + KINDS.index("rescue")]))
     done, episode = seen.episode.detour, seen.episode
     assert seen.kind == "rescue" and 40 <= done < 120 and len(episode) == done + 20
     assert np.abs(episode.action[done:, :3] - episode.expert[done:, :3]).max() > 0.05
