@@ -27,6 +27,18 @@ def pick(tracks: Tracks, count: int, ahead: int = AHEAD) -> np.ndarray:
     return fits[np.linspace(0, len(fits) - 1, min(count, len(fits))).astype(int)]
 
 
+def spread(tracks: Tracks, count: int, ahead: int = AHEAD) -> np.ndarray:
+    """`count` rows, as many from a short episode as from a long one, from which `ahead` model steps lie within it:
+    else what fails, which lasts longest, is most of what is seen."""
+    fits = np.flatnonzero(np.arange(len(tracks)) + ahead * tracks.layout.chunk_steps <= tracks.last)
+    if not len(fits):
+        raise ValueError(f"no episode is {ahead} model steps long: give longer ones")
+    each = np.split(fits, np.flatnonzero(np.diff(tracks.last[fits])) + 1)
+    shares = [len(share) for share in np.array_split(np.arange(count), len(each))]
+    even = [np.linspace(0, len(rows) - 1, min(n, len(rows))) for rows, n in zip(each, shares, strict=True)]
+    return np.concatenate([rows[places.astype(int)] for rows, places in zip(each, even, strict=True)])
+
+
 @torch.no_grad()
 def losses(model: WorldModel, tracks: Tracks, starts: np.ndarray, steps: int) -> dict[str, float]:
     """Nats an id of every kind, and of the next image when the executed actions are another window's."""

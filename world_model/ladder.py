@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from scipy.stats import rankdata
 from torch import Tensor
 
-from world_model.held_out import calibration_error, correlation, distance, foresee
+from world_model.held_out import calibration_error, correlation, distance, foresee, spread
 from world_model.model import History, Imagination, WorldModel
 from world_model.tokens.sequence import Tracks
 
@@ -55,22 +55,11 @@ def climb(model: WorldModel, tracks: Tracks, forks: list[Fork], count: int = 256
 # ------------------------------------------------------------------------------------------------ windows
 
 
-def _starts(tracks: Tracks, count: int) -> np.ndarray:
-    fits = np.flatnonzero(np.arange(len(tracks)) + WITHIN * tracks.layout.chunk_steps <= tracks.last)
-    if not len(fits):
-        raise ValueError(f"no episode is {WITHIN} model steps long: give longer ones")
-    # As many from a short episode as from a long one: else what fails, which lasts longest, is most of what is judged.
-    each = np.split(fits, np.flatnonzero(np.diff(tracks.last[fits])) + 1)
-    shares = [len(share) for share in np.array_split(np.arange(count), len(each))]
-    spread = [np.linspace(0, len(rows) - 1, min(n, len(rows))) for rows, n in zip(each, shares, strict=True)]
-    return np.concatenate([rows[places.astype(int)] for rows, places in zip(each, spread, strict=True)])
-
-
 @torch.inference_mode()
 def _look(model: WorldModel, tracks: Tracks, count: int, ahead: int) -> dict[str, np.ndarray]:
     """What is compared, one row a window and one column a model step; NaN where the truth is unknown."""
     rows = []
-    starts = _starts(tracks, count)
+    starts = spread(tracks, count, WITHIN)
     for part in np.array_split(starts, -(-len(starts) // BATCH)):
         window = tracks.window(part, ahead + 1).to(model.device)
         known = window.arrives[:, 1:].cumprod(1).bool()  # (B, H)

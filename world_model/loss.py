@@ -39,8 +39,9 @@ class Losses:
     parts: dict[str, Tensor]
 
 
-def window_losses(model: WorldModel, window: Window, first: int = 0) -> Losses:
-    """Teach a batch of windows (B, S steps).
+def hidden_by_step(model: WorldModel, window: Window, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states of a batch of windows (B, S steps), each (B, S, n, width): of the clean ids of every model step,
+    of the draft that acts and believes there, and of the draft that says what follows the chunk.
 
     first: number of the first model step, so that every rotary position a long imagination reaches is trained.
     """
@@ -48,7 +49,13 @@ def window_losses(model: WorldModel, window: Window, first: int = 0) -> Losses:
     ids = sequence.ids(window)  # (B, L)
     h, _ = model.run(ids, sequence.slots, sequence.kinds, sequence.positions(first), sequence.pieces)
     by_step = h[:, at.instruction :].unflatten(1, (-1, sequence.stride))  # (B, S, stride, width)
-    clean, act, following = by_step.split([at.step, at.act, at.next], dim=2)
+    return by_step.split([at.step, at.act, at.next], dim=2)
+
+
+def window_losses(model: WorldModel, window: Window, first: int = 0) -> Losses:
+    """Teach a batch of windows (B, S steps). first: as `hidden_by_step` takes it."""
+    at = model.layout
+    clean, act, following = hidden_by_step(model, window, first)
 
     def ahead(slots: slice) -> Tensor:
         """Hidden states from which the next-token reading says these slots: one place earlier."""
@@ -121,7 +128,12 @@ def exact_nats(model: WorldModel, h: Tensor, block: Block, target: Tensor) -> Te
 
 
 def smooth_nats(model: WorldModel, h: Tensor, block: Block, target: Tensor) -> Tensor:
-    """Cross-entropy against a Gaussian around the target, which may lie between bins. (..., n) -> (..., n)."""
-    bins = torch.arange(block.size, device=h.device)
-    away = (bins - target[..., None].float().clamp(0, block.size - 1)) / model.config.smoothing
-    return -((-0.5 * away.square()).softmax(-1) * model.logits(h, block).log_softmax(-1)).sum(-1)
+    """Cross-entropy against `soft_bins` of the target. (..., n) -> (..., n)."""
+    wanted = soft_bins(target.float(), block.size, model.config.smoothing)
+    return -(wanted * model.logits(h, block).log_softmax(-1)).sum(-1)
+
+
+def soft_bins(target: Tensor, size: int, smoothing: float) -> Tensor:
+    """What to say of numbers (...) that may lie between bins: a Gaussian around them, (..., size)."""
+    away = (torch.arange(size, device=target.device) - target[..., None].clamp(0, size - 1)) / smoothing
+    return (-0.5 * away.square()).softmax(-1)

@@ -263,5 +263,9 @@ class Transformer(nn.Module):
         A place in the layout decides which block of ids is legal there, so the softmax runs over that block only: it
         costs a fraction of the whole vocabulary, and nothing illegal can be said.
         """
-        weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return F.linear(h, weight[ids].to(h.dtype)).float()
+        return F.linear(h, self.head[ids].to(h.dtype)).float()
+
+    @property
+    def head(self) -> Tensor:
+        """(V, width), the rows that ids are read with."""
+        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
