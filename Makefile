@@ -22,6 +22,7 @@ OWN_EPISODES ?= 90
 UNSURE_SEEDS ?= 10
 LOST_FOLDS ?= 40
 LOST_LIFTS ?= 20
+JUDGED_EPISODES ?= 40
 TOKENIZER_STEPS ?= 24000
 TRAIN_STEPS ?= 7500
 AGAIN_STEPS ?= 2500
@@ -29,6 +30,7 @@ AGAIN_STEPS ?= 2500
 THREADS ?= $(shell nproc)
 EVAL_EPISODES ?= 50
 DATA := $(RUN)/data/fold,$(RUN)/data/lift,$(RUN)/data/fold_play,$(RUN)/data/lift_play,$(RUN)/data/fold_branch,$(RUN)/data/lift_branch
+JUDGED := $(RUN)/judged/fold_disturbed,$(RUN)/judged/lift_disturbed,$(RUN)/judged/fold_own,$(RUN)/judged/lift_own,$(RUN)/judged/fold_lost,$(RUN)/judged/lift_lost
 AGAIN_DATA := $(RUN)/data/own,$(RUN)/data/unsure,$(RUN)/data/fold_lost,$(RUN)/data/lift_lost
 TRAIN := tokenizer=$(RUN)/tokenizer model=$(MODEL) threads=$(THREADS)
 EVALUATE := policy=planner split=seen seed=1000 episodes=$(EVAL_EPISODES) checkpoint=$(RUN)/model/checkpoint
@@ -82,7 +84,15 @@ train: $(INSTALLED) ## collect, train and evaluate from nothing; run it again to
 	@# and where it gets lost after play: what its failures look like, and the ways back
 	$(BIN)/python -m agent.collect env=fold_half policy=play policy.then=model checkpoint=$(RUN)/first/checkpoint seed=400000 episodes=$(LOST_FOLDS) out=$(RUN)/data/fold_lost
 	$(BIN)/python -m agent.collect env=lift policy=play policy.then=model checkpoint=$(RUN)/first/checkpoint seed=400000 episodes=$(LOST_LIFTS) out=$(RUN)/data/lift_lost
-	$(BIN)/python -m world_model.train 'data=[$(DATA),$(AGAIN_DATA)]' $(TRAIN) start=$(RUN)/first/checkpoint muon_rate=0.012 learning_rate=1.2e-3 steps=$(AGAIN_STEPS) out=$(RUN)/model
+	$(BIN)/python -m world_model.train 'data=[$(DATA),$(AGAIN_DATA)]' $(TRAIN) start=$(RUN)/first/checkpoint muon_rate=0.012 learning_rate=1.2e-3 steps=$(AGAIN_STEPS) out=$(RUN)/trained
+	@# what states are worth to the finished model, from episodes that it never learnt from
+	$(BIN)/python -m agent.collect env=fold_half seed=500000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/fold_disturbed
+	$(BIN)/python -m agent.collect env=lift seed=500000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/lift_disturbed
+	$(BIN)/python -m agent.collect env=fold_half policy=model checkpoint=$(RUN)/trained/checkpoint seed=510000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/fold_own
+	$(BIN)/python -m agent.collect env=lift policy=model checkpoint=$(RUN)/trained/checkpoint seed=510000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/lift_own
+	$(BIN)/python -m agent.collect env=fold_half policy=play policy.then=model checkpoint=$(RUN)/trained/checkpoint seed=520000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/fold_lost
+	$(BIN)/python -m agent.collect env=lift policy=play policy.then=model checkpoint=$(RUN)/trained/checkpoint seed=520000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/lift_lost
+	$(BIN)/python -m world_model.fit_value 'data=[$(JUDGED)]' start=$(RUN)/trained/checkpoint threads=$(THREADS) out=$(RUN)/model/checkpoint
 	$(BIN)/python -m agent.evaluate env=fold_half $(EVALUATE) out=$(RUN)/evaluate/fold
 	$(BIN)/python -m agent.evaluate env=lift $(EVALUATE) out=$(RUN)/evaluate/lift
 

@@ -4,7 +4,7 @@ The value says how things end from here on. While a model is trained, its episod
 poorer states of itself, end them, and it comes to know them by heart. So its value is fitted again last, on episodes
 that the finished model never learnt from, many of them its own, with everything else frozen: only the rows of the value
 ids move (last-layer retraining, Kirichenko et al. 2023). This is a multinomial logistic regression, convex, so there is
-nothing to resume and nothing to tune. No value id is ever read back, so whatever else the model says stays the same.
+nothing to tune. No value id is ever read back, so whatever else the model says stays the same.
 
 Prints how well the value ranks and what its numbers mean, before and after, on episodes left out of the fit.
 """
@@ -56,6 +56,11 @@ class FitValueConfig:
     def __post_init__(self) -> None:
         if min(self.windows, self.steps, self.threads) < 1 or self.pull < 0:
             raise ValueError("`windows`, `steps` and `threads` must be positive, and `pull` 0 or more")
+
+    def recipe(self) -> dict:
+        """What a checkpoint that is there already must have been made with to be this one."""
+        return {"data": list(self.data), "start": self.start, "windows": self.windows, "steps": self.steps,
+                "pull": self.pull}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,10 +126,13 @@ def judge(value: Tensor, evidence: Evidence) -> dict[str, float]:
 
 
 def run(config: FitValueConfig) -> dict:
-    """Fit, write the checkpoint, return the figures."""
+    """Fit, write the checkpoint, return the figures; those of the last time where this was done already."""
     torch.set_num_threads(config.threads)
-    if Path(config.out).exists():  # said before the work, not after it
-        raise CheckpointError(f"checkpoint {config.out} exists already: choose another folder or remove it")
+    if Path(config.out).exists():
+        figures = checkpoint.load(config.out).meta.get("value", {})
+        if figures.get("recipe") != config.recipe():
+            raise CheckpointError(f"checkpoint {config.out} is another one: choose another folder or remove it")
+        return figures
     loaded = checkpoint.load(config.start, choose_device(config.device))
     model = loaded.model
     evidence = gather(model, read(config.data, loaded), config.windows, config.steps)
@@ -148,6 +156,7 @@ def run(config: FitValueConfig) -> dict:
     figures = {
         "before": judge(read_with(rows, evidence.hidden), evidence), "after": judge(unseen, evidence),
         "episodes": int(evidence.episode.max()) + 1, "readings": len(evidence.value),
+        "recipe": config.recipe(),
     }  # fmt: skip
     fitted = fit(rows, evidence, target, config.pull)
     with torch.no_grad():

@@ -68,5 +68,14 @@ def test_it_refuses(config, make_episode, tmp_path):
         fit_value.run(replace(config, data=(str(tmp_path / "won"),)))
     with pytest.raises(EpisodeError, match="agent.collect"):
         fit_value.run(replace(config, data=(str(tmp_path / "none"),)))
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match="another one"):
         fit_value.run(replace(config, out=config.start))
+
+
+def test_a_second_time_says_the_same(config, monkeypatch):
+    """Catches a pipeline that stops here when it is run again, and one that takes another recipe's checkpoint."""
+    figures = fit_value.run(config)
+    monkeypatch.setattr(fit_value, "gather", None)
+    assert fit_value.run(config) == figures
+    with pytest.raises(CheckpointError, match="another one"):
+        fit_value.run(replace(config, pull=1.0))
