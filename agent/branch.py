@@ -82,7 +82,8 @@ class Resumed(gym.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         """The saved state; the seed draws nothing."""
-        return self.unwrapped.load_state(self._saved), self._info
+        self.unwrapped.load_state(self._saved)
+        return self.unwrapped.observe(), self._info
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         """Past the wrappers between: to them, the trunk has ended."""

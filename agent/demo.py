@@ -138,7 +138,7 @@ def draw_decision(path: Path, env: gym.Env, model: WorldModel, decision: Decisio
     now, futures = world.render_main(SHEET_CAMERA), []
     for row in shown:
         for action in plan.actions[row, 0]:
-            world.step(action)
+            world.advance(action)
         true = world.render_main(SHEET_CAMERA)
         frame, score = next_frame(model, plan, row), float(plan.scores[row])
         futures.append(Future(score, frame, true, chosen=row == plan.chosen, own=row == 0))

@@ -47,9 +47,9 @@ class Simulated:
 
 @dataclass(frozen=True)
 class SimulatorModel:
-    """A gymnasium environment with `save_state` and `load_state`, behind the world model's protocol.
+    """A gymnasium environment that can `save_state`, `load_state` and `advance`, behind the world model's protocol.
 
-    expert: a policy without memory that proposes.
+    expert: a policy that proposes, without memory; it reads the scene and no frame.
     """
 
     env: gym.Env
@@ -70,8 +70,8 @@ class SimulatorModel:
             chunk, state = self.expert.act(obs, state)
             for action in chunk[: self.chunk - len(actions)]:
                 actions.append(check_action(action))
-                seen, _, _, _, info = self.env.unwrapped.step(actions[-1])
-                obs = Obs(seen["main"], seen["wrist"], seen["state"], info["scene"])
+                *_, info = self.env.unwrapped.advance(actions[-1])
+                obs = replace(obs, scene=info["scene"])  # all that an expert reads; nothing is drawn for it
         self.env.unwrapped.load_state(cache.saved)
 
         first = torch.from_numpy(np.stack(actions)).float().expand(n, -1, -1)  # (n, M, A)
@@ -98,7 +98,7 @@ class SimulatorModel:
                     for action in chunk:
                         if done:  # a finished task stays finished
                             break
-                        _, _, done, _, info = self.env.unwrapped.step(action)
+                        _, done, _, info = self.env.unwrapped.advance(action)
                     value[row, h], success[row, h] = info["progress"], float(info["success"])
         finally:
             self.env.unwrapped.load_state(cache.saved)

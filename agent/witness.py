@@ -90,14 +90,15 @@ def leave(env: gym.Env, expert: Policy, step: Step, chunk: int, rng: np.random.G
     """From where the environment is after this step: do CHUNKS different things, each from the same state."""
     world = env.unwrapped
     saved = world.save_state()
-    raw = world.load_state(saved)
+    raw = world.observe()
     obs = Obs(raw["main"], raw["wrist"], raw["state"], step.info["scene"])
     ways = different_ways(SimulatorModel(env, expert, chunk), Situation(saved, obs), rng)
     shown = []
     for actions in ways:
         world.load_state(saved)
         for action in actions:
-            raw, *_, info = world.step(action)
+            *_, info = world.advance(action)
+        raw = world.observe()
         shown.append((raw["main"], raw["wrist"], raw["state"], info["scene"].keypoints))
     world.load_state(saved)
     main, wrist, state, keypoints = (np.stack(column) for column in zip(*shown, strict=True))

@@ -148,26 +148,12 @@ class Tabletop(gym.Env):
         self._steps = 0
         self._connect(rng)
         world.sim.forward()
-        return self._observe(), self._info()
+        return self.observe(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         """Execute one control step. Raises ValueError for an action that is not finite or has a wrong shape."""
-        if self._world is None:
-            raise gym.error.ResetNeeded("call reset() before step()")
-        action = check_action(action)
-        world = self._world
-        before = self.progress()
-        self._before_step(action)
-        for substep in range(round(1 / CONTROL_HZ / self.timestep)):
-            world.sim.step1()
-            world._pre_action(action, substep == 0)
-            world.sim.step2()
-        world.sim.forward()
-        self._steps += 1
-        check_finite("simulated robot state", world.sim.data.qpos)
-        obs, info = self._observe(), self._info()
-        truncated = self._steps >= self.horizon and not info["success"]
-        return obs, float(info["progress"] - before), info["success"], truncated, info
+        reward, terminated, truncated, info = self.advance(action)
+        return self.observe(), reward, terminated, truncated, info
 
     def render(self) -> np.ndarray:
         """The main camera at 256 pixels, (256, 256, 3) u8."""
@@ -182,6 +168,35 @@ class Tabletop(gym.Env):
         self._renderer.close()
         self._world = None
 
+    # the halves of a step: where many futures are tried, drawing what nobody looks at is most of the time
+
+    def advance(self, action: np.ndarray) -> tuple[float, bool, bool, dict]:
+        """`step` without drawing what it would show: reward, terminated, truncated, info."""
+        if self._world is None:
+            raise gym.error.ResetNeeded("call reset() before step()")
+        action = check_action(action)
+        world = self._world
+        before = self.progress()
+        self._before_step(action)
+        for substep in range(round(1 / CONTROL_HZ / self.timestep)):
+            world.sim.step1()
+            world._pre_action(action, substep == 0)
+            world.sim.step2()
+        world.sim.forward()
+        self._steps += 1
+        check_finite("simulated robot state", world.sim.data.qpos)
+        info = self._info()
+        truncated = self._steps >= self.horizon and not info["success"]
+        return float(info["progress"] - before), info["success"], truncated, info
+
+    def observe(self) -> dict:
+        """What cameras and robot show now."""
+        obs = {"state": self._state()}
+        for name, size, camera in (("main", MAIN_SIZE, "main"), ("wrist", WRIST_SIZE, "robot0_eye_in_hand")):
+            large = self._render(camera, size * SUPERSAMPLE)
+            obs[name] = cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
+        return obs
+
     # exact state
 
     def save_state(self) -> SimState:
@@ -192,8 +207,8 @@ class Tabletop(gym.Env):
         memory = {name: _copy(getattr(controller, name)) for name in _CONTROLLER_MEMORY}
         return SimState(physics, memory, self._gripper.current_action.copy(), self._steps, self._task_state())
 
-    def load_state(self, state: SimState) -> dict:
-        """Return to a saved state of this same episode (the same reset); return its observation."""
+    def load_state(self, state: SimState) -> None:
+        """Return to a saved state of this same episode (the same reset)."""
         for name, value in state.controller.items():
             setattr(self._arm, name, _copy(value))
         self._gripper.current_action = state.gripper_command.copy()
@@ -201,7 +216,6 @@ class Tabletop(gym.Env):
         self._load_task_state(state.task)
         mujoco.mj_setState(self._model, self._data, state.physics, mujoco.mjtState.mjSTATE_INTEGRATION)
         mujoco.mj_forward(self._model, self._data)
-        return self._observe()
 
     # what a task fills in
 
@@ -296,13 +310,6 @@ class Tabletop(gym.Env):
         turned = (orientation * POINTING_DOWN.inv()).as_rotvec()
         return np.array([*self.gripper_position(), *turned, self.opening()], dtype=np.float32)
 
-    def _observe(self) -> dict:
-        obs = {"state": self._state()}
-        for name, size, camera in (("main", MAIN_SIZE, "main"), ("wrist", WRIST_SIZE, "robot0_eye_in_hand")):
-            large = self._render(camera, size * SUPERSAMPLE)
-            obs[name] = cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
-        return obs
-
     def _info(self) -> dict:
         return {
             "instruction": self.instruction, "success": bool(self.success()), "progress": float(self.progress()),
@@ -313,7 +320,12 @@ class Tabletop(gym.Env):
         return self._renderer.render(self._data, camera, size)
 
 
-_CONTROLLER_MEMORY = ("goal_pos", "goal_ori", "relative_ori", "ori_ref", "kp", "kd", "torques", "new_update")
+_CONTROLLER_MEMORY = (
+    "goal_pos", "goal_ori", "relative_ori", "ori_ref", "kp", "kd", "torques",
+    # what it last read of the arm: the first step after a reset goes by what was read before the state was complete
+    "new_update", "ref_pos", "ref_ori_mat", "ref_pos_vel", "ref_ori_vel", "joint_pos", "joint_vel",
+    "J_pos", "J_ori", "J_full", "mass_matrix",
+)  # fmt: skip
 
 
 def _numbers(values) -> str:

@@ -34,8 +34,12 @@ class World(gym.Env):
         return self.observe(), self.info()
 
     def step(self, action):
+        told = self.advance(action)
+        return self.observe(), *told
+
+    def advance(self, action):
         self.count += 1
-        return self.observe(), 0.0, self.count >= STEPS, False, self.info()
+        return 0.0, self.count >= STEPS, False, self.info()
 
     def observe(self):
         state = np.array([self.count, 0, 0, 0, 0, 0, 0.08], np.float32)

@@ -13,7 +13,7 @@ from envs.types import Obs
 
 
 class Line:
-    """A point on a line; progress is how near it is to 1. Stands for an environment with save and load."""
+    """A point on a line; progress is how near it is to 1. Stands for an environment that saves, loads and advances."""
 
     def __init__(self) -> None:
         self.x, self.steps, self.simulated = 0.0, 0, 0
@@ -27,18 +27,17 @@ class Line:
 
     def load_state(self, state):
         self.x, self.steps = state.x, state.steps
-        return self.observe()
 
     def observe(self):
         state = np.array([self.x, 0, 0, 0, 0, 0, 0.08], np.float32)
         return {"main": np.zeros((64, 64, 3), np.uint8), "wrist": np.zeros((32, 32, 3), np.uint8), "state": state}
 
-    def step(self, action):
+    def advance(self, action):
         self.x += 0.05 * float(action[0])
         self.steps, self.simulated = self.steps + 1, self.simulated + 1
         success = self.x >= 1.0
         info = {"progress": 1 - abs(1 - self.x), "success": success, "scene": scene(self.x)}
-        return self.observe(), 0.0, success, False, info
+        return 0.0, success, False, info
 
 
 class Slow:
@@ -67,7 +66,7 @@ def obs(env: Line) -> Obs:
 def test_planning_leaves_the_world_as_it_was():
     """Catches an oracle that moves the robot while it thinks."""
     env = Line()
-    env.step(np.full(7, 0.5, np.float32))
+    env.advance(np.full(7, 0.5, np.float32))
     before = env.save_state()
     policy = OraclePolicy.of(env, Slow())
     _, state = policy.act(obs(env), policy.init("", 0))
@@ -80,7 +79,7 @@ def test_the_world_is_put_back_after_an_error():
     env = Line()
     model = SimulatorModel(env, Slow())
     cache = model.prefill(obs(env))
-    env.step = lambda action: setattr(env, "x", 9.0) or (_ for _ in ()).throw(FloatingPointError())
+    env.advance = lambda action: setattr(env, "x", 9.0) or (_ for _ in ()).throw(FloatingPointError())
     with pytest.raises(FloatingPointError):
         model.imagine(cache, torch.zeros(1, 1, 8, 7))
     assert env.x == 0.0
@@ -115,7 +114,7 @@ def test_a_true_model_beats_its_slow_expert():
     for _ in range(10):
         chunk, state = policy.act(obs(env), state)
         for action in chunk[: policy.execute]:
-            env.step(action)
+            env.advance(action)
     assert env.x > 10 * policy.execute * 0.05 * 0.25 * 1.2
     assert ORACLE_BUDGET.candidates * ORACLE_BUDGET.iterations <= 4
 

@@ -77,13 +77,28 @@ def test_restoring_in_the_middle_of_a_grasp_is_exact(lift):
     physics = lift.save_state().physics
     for action in actions[::-1]:
         lift.step(-action)  # another future, gripper opened
-    restored = lift.load_state(saved)
+    lift.load_state(saved)
     np.testing.assert_array_equal(lift.save_state().physics, saved.physics)
-    assert restored["state"].shape == (7,) and lift.scene().held == 0
+    assert lift.scene().held == 0
     second = [lift.step(action) for action in actions]
     np.testing.assert_array_equal(lift.save_state().physics, physics)
     for (obs, reward, *_), (obs_again, reward_again, *_) in zip(first, second, strict=True):
         assert same(obs, obs_again) and reward == reward_again
+
+
+def test_moving_without_looking_is_the_same_motion(lift):
+    """An `advance` that is not the step which is taken later would make every simulated future a wrong one; and a state
+    saved right after a reset, from which the controller goes by an older reading, was once restored inexactly."""
+    lift.reset(seed=4)
+    saved, actions = lift.save_state(), np.random.default_rng(2).uniform(-1, 1, (6, 7)).astype(np.float32)
+    for action in actions:
+        obs, *told, _ = lift.step(action)
+    physics = lift.save_state().physics
+    lift.load_state(saved)
+    for action in actions:
+        *told_again, _ = lift.advance(action)
+    np.testing.assert_array_equal(lift.save_state().physics, physics)
+    assert told == told_again and same(lift.observe(), obs)
 
 
 def test_the_whole_task(lift):
