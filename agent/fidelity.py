@@ -124,7 +124,8 @@ def measure(config: FidelityConfig, loaded: Loaded) -> tuple[dict[str, Any], Tra
     figures |= {
         "exploitation_points": round(100 * float((expected - real).mean()), 2),
         "planned_decisions": len(expected),
-        "episodes": {kind: sum(seen.kind == kind for seen in watched) for kind in sorted({s.kind for s in watched})},
+        "episodes": {kind: [s.kind for s in watched].count(kind) for kind in sorted({s.kind for s in watched})},
+        "episodes_failed": sum(not seen.episode.success[-1] for seen in watched),
     }
     return figures, tracks
 
@@ -179,11 +180,13 @@ def table(figures: dict[str, Any]) -> str:
             for name, what in (("at_1", "ids"), ("by_pixels", "pixels"), ("by_state", "state"))
         )
         + f" (chance {figures['retrieval_chance']:.1%}, {figures['retrievals']} futures)",
-        "gripper displacement, r": f"{figures['gripper_displacement_r']:.3f}",
+        "gripper displacement, r": f"{figures['gripper_displacement_r']:.3f} ({figures['retrievals']} futures)",
         "value": f"AUC {figures['value_auc']:.3f}, calibration error {figures['value_ece']:.3f}, "
-        f"correlation {figures['value_correlation']:.3f} ({figures['futures']} futures)",
+        f"correlation {figures['value_correlation']:.3f} ({figures['futures']} futures; of "
+        f"{sum(figures['episodes'].values())} episodes {figures['episodes_failed']} fail)",
         "success": f"AUC {figures['success_auc']:.3f}",
-        "uncertainty tells large errors": f"AUC {figures['uncertainty_auc']:.3f}",
+        "uncertainty tells large errors": f"AUC {figures['uncertainty_auc']:.3f} "
+        f"({figures['doubted_futures']} futures)",
         "exploitation": f"{figures['exploitation_points']:+.1f} points over {figures['planned_decisions']} decisions",
     }
     return "\n".join(lines + [f"{name:<32}{value}" for name, value in rows.items()])

@@ -131,6 +131,7 @@ def _beliefs(seen: dict[str, np.ndarray]) -> dict[str, float]:
         "success_auc": auc(seen["success"][known], seen["success_true"][known] > 0.5),
         "uncertainty_auc": auc(seen["uncertainty"][known][doubted], large),
         "futures": int(told.sum()),
+        "doubted_futures": int(doubted.sum()),
     }
 
 
