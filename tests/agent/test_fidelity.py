@@ -28,7 +28,7 @@ def test_the_whole_verb(untrained, monkeypatch):
     assert figures["episodes"] == {"model": 1, "perturbed": 1, "play": 1} and len(tracks) > 3 * 20
     assert len(figures["horizons"]) == 3 and figures["retrievals"] >= 3 * 8
     assert figures["retrieval_at_1"] < 0.6 and figures["planned_decisions"] == 12
-    assert figures["episodes_failed"] == 2 and 0 < figures["doubted_futures"] <= figures["futures"]
+    assert figures["episodes_failed"] == 2 and figures["doubted_futures"] > 0
     # nothing was lifted, so all that the planner expected was too much
     assert 0 < figures["exploitation_points"] < 100
     written = json.loads(fidelity.to_json(figures))
