@@ -1,6 +1,6 @@
 """How true the imagination is: one ladder of evidence, from looks to counterfactual futures to what planning exploits.
 
-    python -m agent.fidelity env=fold_half checkpoint=checkpoints/nextstate-s seed=3000 out=outputs/fidelity
+    python -m agent.fidelity env=fold_half checkpoint=checkpoints/nextstate-s seed=13000 out=outputs/fidelity
 
 Watches held-out episodes of several kinds (disturbed demonstrations, the model's own attempts, play), leaves some of
 their states in eight different ways, and lets the planner fold a few times. Prints the ladder and writes
