@@ -14,6 +14,14 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """An arithmetic by name: bf16, fp32, or with `auto` the one that is fastest there. ValueError for any other."""
+    named = {"auto": fast_precision(device), "bf16": torch.bfloat16, "fp32": torch.float32}
+    if name not in named:
+        raise ValueError(f"precision={name}: it must be one of {', '.join(named)}")
+    return named[name]
+
+
 def fast_precision(device: torch.device) -> torch.dtype:
     """The arithmetic that is fastest there: bfloat16 on accelerators and on processors with units for it, where
     training and imagining take half the time; without them it is emulated and slower."""

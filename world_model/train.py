@@ -31,9 +31,10 @@ from envs.types import Episode
 from world_model import checkpoint, held_out
 from world_model.augment import Augmentation
 from world_model.checkpoint import CheckpointError
-from world_model.device import choose_device, fast_precision
+from world_model.device import choose_device, choose_precision
 from world_model.loss import LossWeights, window_losses
 from world_model.model import ModelConfig, WorldModel
+from world_model.muon import Muon
 from world_model.tokens.actions import ActionTokenizer
 from world_model.tokens.frames import FrameTokenizer, TokenizerError, write_whole
 from world_model.tokens.sequence import Tracks, chunks
@@ -79,8 +80,8 @@ class TrainConfig:
     wandb: str
 
     def __post_init__(self) -> None:
-        if self.precision not in ("auto", "bf16", "fp32") or self.wandb not in ("disabled", "offline", "online"):
-            raise ValueError("`precision` must be auto, bf16 or fp32, and `wandb` disabled, offline or online")
+        if self.wandb not in ("disabled", "offline", "online"):
+            raise ValueError("`wandb` must be disabled, offline or online")
         if min(self.steps, self.batch, self.window, self.measured_windows) < 1 or self.held_out < 2:
             raise ValueError("`held_out` must be at least 2; steps, batch, window and measured_windows positive")
 
@@ -181,13 +182,13 @@ def _shuffled(rows: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def make_optimizers(config: TrainConfig, model: WorldModel) -> tuple[torch.optim.Optimizer, ...]:
-    """Muon (Jordan et al. 2024) for the matrices between hidden states, which learns as much in half the steps;
-    AdamW for embeddings, norms and the gate."""
+    """Muon for the matrices between hidden states, which learns as much in half the steps; AdamW for embeddings, norms
+    and the gate."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     hidden = [p for name, p in trained if ".layers." in name and p.dim() == 2]
     others = [p for name, p in trained if not (".layers." in name and p.dim() == 2)]
     return (
-        torch.optim.Muon(hidden, lr=config.muon_rate, momentum=0.95, weight_decay=config.weight_decay),
+        Muon(hidden, lr=config.muon_rate, weight_decay=config.weight_decay, precision=model.precision),
         torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
     )
 
@@ -295,10 +296,10 @@ def run(config: TrainConfig) -> dict:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
     data = prepare(config, device)
     model = data.model
-    precisions = {"auto": fast_precision(device), "bf16": torch.bfloat16, "fp32": torch.float32}
-    model.precision = precisions[config.precision]
+    model.precision = precision
     starts = held_out.pick(data.held_out, 2 * held_out.BATCH, config.window)
     log = wandb.init(
         project="nextstate", job_type="train", id=f"train-{out.resolve().name}", resume="allow", mode=config.wandb,
