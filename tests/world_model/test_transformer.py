@@ -52,12 +52,14 @@ def test_pieces_equal_one_masked_attention(transformer):
 
 
 def test_attend_equals_the_fused_kernel():
-    """Catches a wrong scale or heads grouped with the wrong keys in the plain products used on a CPU."""
+    """Catches a wrong scale or heads grouped with the wrong keys in either way to attend on a CPU."""
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 6, 5, 8), torch.randn(2, 3, 9, 8), torch.randn(2, 3, 9, 8)
     mask = torch.ones(5, 9, dtype=torch.bool).tril(4)
     fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
     torch.testing.assert_close(attend(q, k, v, mask), fused, atol=1e-6, rtol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(attend(q, k, v, mask), fused, atol=1e-6, rtol=1e-5)
 
 
 def test_shared_prefix_serves_every_row(transformer):
