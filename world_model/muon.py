@@ -47,7 +47,9 @@ class Muon(torch.optim.Optimizer):
 
     def _wanted(self, p: Tensor, momentum: float) -> Tensor:
         """The step that momentum would take."""
-        buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+        if p not in self.state:
+            self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffer = self.state[p]["momentum_buffer"]
         buffer.lerp_(p.grad, 1 - momentum)
         return p.grad.lerp(buffer, momentum)
 

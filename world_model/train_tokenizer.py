@@ -125,7 +125,9 @@ def pixel_weights(config: TrainConfig, frames: torch.Tensor, mean: torch.Tensor,
     return weight / weight.mean()
 
 
-def batch_loss(config: TrainConfig, tokenizer: FrameTokenizer, frames: Frames, step: int) -> torch.Tensor:
+def batch_loss(
+    config: TrainConfig, tokenizer: FrameTokenizer, frames: Frames, step: int, precision: torch.dtype
+) -> torch.Tensor:
     """Weighted squared error on random frames of both views. The step alone decides which, so resuming is exact."""
     device = tokenizer.device
     rng = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
@@ -135,13 +137,12 @@ def batch_loss(config: TrainConfig, tokenizer: FrameTokenizer, frames: Frames, s
     places = torch.from_numpy(np.nan_to_num(places, nan=-1e3)).float().to(device)  # far outside
     nowhere = torch.empty(config.batch, 0, 2, device=device)
     total = torch.zeros((), device=device)
-    low = choose_precision(config.precision, device) == torch.bfloat16
     for changed, views, near in (
         (change.main, (frames.main[pick], frames.main_mean[episode]), places),
         (change.wrist, (frames.wrist[pick], frames.wrist_mean[episode]), nowhere),
     ):
         true, mean = (to_unit(changed(view.to(device))) for view in views)
-        with torch.autocast(device.type, torch.bfloat16, enabled=low):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
             again = tokenizer(true)
         total = total + ((again.float() - true).square().mean(-1) * pixel_weights(config, true, mean, near)).mean()
     return total
@@ -215,15 +216,17 @@ def load_progress(path: Path, config: TrainConfig, tokenizer: FrameTokenizer, op
     return int(about["step"])
 
 
-def train(config: TrainConfig, tokenizer: FrameTokenizer, frames: Frames) -> Iterator[tuple[int, float]]:
+def train(
+    config: TrainConfig, tokenizer: FrameTokenizer, frames: Frames, precision: torch.dtype
+) -> Iterator[tuple[int, float]]:
     """Train to the last step, saving every minute; yields (steps done, loss)."""
-    optimizer = Optimizer(tokenizer, choose_precision(config.precision, tokenizer.device))
+    optimizer = Optimizer(tokenizer, precision)
     path = Path(config.out) / PROGRESS
     start = load_progress(path, config, tokenizer, optimizer)
     tokenizer.train()
     saved = time.monotonic()
     for step in range(start, config.steps):
-        loss = batch_loss(config, tokenizer, frames, step)
+        loss = batch_loss(config, tokenizer, frames, step, precision)
         loss.backward()
         optimizer.step(learning_rate(config, step))
         if step + 1 == config.steps or time.monotonic() - saved > config.checkpoint_seconds:
@@ -274,6 +277,7 @@ def run(config: TrainConfig) -> dict:
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     training, held_out = split_episodes(config)
@@ -285,7 +289,7 @@ def run(config: TrainConfig) -> dict:
     )  # fmt: skip
     began = time.monotonic()
     with tqdm(total=config.steps, desc="training", unit="step") as bar:
-        for done, loss in train(config, tokenizer, frames):
+        for done, loss in train(config, tokenizer, frames, precision):
             bar.update(done - bar.n)
             if done % 20 == 0 or done == config.steps:
                 bar.set_postfix(loss=f"{loss:.4f}")

@@ -82,7 +82,7 @@ def test_resuming_equals_never_having_stopped(config: verb.TrainConfig, tmp_path
             if where == "whole" or limit == stop_after[0]:
                 torch.manual_seed(0)
                 tokenizer = FrameTokenizer(config.tokenizer)
-            for done, _ in verb.train(here, tokenizer, frames):
+            for done, _ in verb.train(here, tokenizer, frames, torch.float32):
                 if done == limit:
                     break
         return tokenizer.state_dict()
