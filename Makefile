@@ -1,6 +1,7 @@
 # make demo     fold the cloth with the checkpoint that ships       make test    the tests
 # make train    from nothing to such a checkpoint (resumable)       make lint    ruff
-# make few      what planning adds to a checkpoint of 50 demonstrations (resumable)
+# make few      what planning adds to a checkpoint of 50 demonstrations of FoldHalf (resumable)
+# make few-lift the same on Lift (resumable)
 # The first call makes .venv and installs everything pinned in constraints.txt.
 
 PYTHON ?= python3
@@ -35,7 +36,7 @@ AGAIN_DATA := $(RUN)/data/own,$(RUN)/data/unsure,$(RUN)/data/fold_lost,$(RUN)/da
 TRAIN := tokenizer=$(RUN)/tokenizer model=$(MODEL) threads=$(THREADS)
 EVALUATE := policy=planner split=seen seed=1000 episodes=$(EVAL_EPISODES) checkpoint=$(RUN)/model/checkpoint
 
-# What `make few` makes. It reads frames with the tokenizer of the checkpoint that ships.
+# What `make few` and `make few-lift` make. They read frames with the tokenizer of the checkpoint that ships.
 FEW ?= outputs/make_few
 FEW_DEMONSTRATIONS ?= 50
 FEW_PLAY_EPISODES ?= 40
@@ -44,19 +45,22 @@ FEW_ATTEMPTS ?= 80
 FEW_FIRST_STEPS ?= 3000
 FEW_AGAIN_STEPS ?= 2500
 FEW_EVAL_EPISODES ?= 100
-FEW_DATA := 'data=[$(FEW)/data/fold]' 'experience=[$(FEW)/data/play,$(FEW)/data/branch]' held_out=50
-FEW_TRAIN := $(FEW_DATA) tokenizer=checkpoints/nextstate-s model=$(MODEL) threads=$(THREADS)
+FEW_TRAIN := held_out=50 tokenizer=checkpoints/nextstate-s model=$(MODEL) threads=$(THREADS)
+FEW_FOLD := 'data=[$(FEW)/data/fold]' 'experience=[$(FEW)/data/play,$(FEW)/data/branch]' $(FEW_TRAIN)
+FEW_LIFT := 'data=[$(FEW)/data/lift]' 'experience=[$(FEW)/data/lift_play,$(FEW)/data/lift_branch]' $(FEW_TRAIN)
 FEW_AGAIN := muon_rate=0.012 learning_rate=1.2e-3 steps=$(FEW_AGAIN_STEPS)
 # An attempt either succeeds within 140 control steps, or is lost by then.
 FEW_TRY := env=fold_half +env.options.max_episode_steps=140 policy.execute=8 episodes=$(FEW_ATTEMPTS)
-FEW_EVALUATE := env=fold_half policy.execute=8 split=seen seed=7000 episodes=$(FEW_EVAL_EPISODES) checkpoint=$(FEW)/model/checkpoint
+FEW_EVALUATE := policy.execute=8 split=seen seed=7000 episodes=$(FEW_EVAL_EPISODES)
+FEW_EVALUATE_FOLD := env=fold_half $(FEW_EVALUATE) checkpoint=$(FEW)/model/checkpoint
+FEW_EVALUATE_LIFT := env=lift $(FEW_EVALUATE) checkpoint=$(FEW)/lift/checkpoint
 PLANNER_FEW := policy=planner_few policy.planner.deadline_s=9
 
-.PHONY: help demo test train few lint preflight
+.PHONY: help demo test train few few-lift lint preflight
 .DEFAULT_GOAL := help
 
 help: ## what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 demo: $(INSTALLED) ## fold the cloth in MuJoCo with the checkpoint that ships; writes outputs/demo/
 	$(BIN)/python -m agent.demo
@@ -101,16 +105,25 @@ few: $(INSTALLED) ## what planning adds where demonstrations are few; run it aga
 	@# what follows an action is learnt from these, but not what to do
 	$(BIN)/python -m agent.collect env=fold_half policy=play seed=200000 episodes=$(FEW_PLAY_EPISODES) out=$(FEW)/data/play
 	$(BIN)/python -m agent.collect env=fold_half policy=branch seed=300000 episodes=$(FEW_BRANCH_SEEDS) out=$(FEW)/data/branch
-	$(BIN)/python -m world_model.train $(FEW_TRAIN) steps=$(FEW_FIRST_STEPS) out=$(FEW)/first
+	$(BIN)/python -m world_model.train $(FEW_FOLD) steps=$(FEW_FIRST_STEPS) out=$(FEW)/first
 	@# and from what it tries itself, alone and with search, also what a state is worth
 	$(BIN)/python -m agent.collect $(FEW_TRY) policy=model checkpoint=$(FEW)/first/checkpoint seed=220000 out=$(FEW)/data/alone
 	$(BIN)/python -m agent.collect $(FEW_TRY) $(PLANNER_FEW) checkpoint=$(FEW)/first/checkpoint seed=230000 out=$(FEW)/data/planned
-	$(BIN)/python -m world_model.train $(FEW_TRAIN) $(FEW_AGAIN) start=$(FEW)/first/checkpoint 'attempts=[$(FEW)/data/alone,$(FEW)/data/planned]' out=$(FEW)/second
+	$(BIN)/python -m world_model.train $(FEW_FOLD) $(FEW_AGAIN) start=$(FEW)/first/checkpoint 'attempts=[$(FEW)/data/alone,$(FEW)/data/planned]' out=$(FEW)/second
 	$(BIN)/python -m agent.collect $(FEW_TRY) $(PLANNER_FEW) checkpoint=$(FEW)/second/checkpoint seed=231000 out=$(FEW)/data/planned_again
-	$(BIN)/python -m world_model.train $(FEW_TRAIN) $(FEW_AGAIN) start=$(FEW)/second/checkpoint 'attempts=[$(FEW)/data/alone,$(FEW)/data/planned,$(FEW)/data/planned_again]' out=$(FEW)/model
-	$(BIN)/python -m agent.evaluate $(FEW_EVALUATE) policy=model out=$(FEW)/evaluate/model
-	$(BIN)/python -m agent.evaluate $(FEW_EVALUATE) $(PLANNER_FEW) out=$(FEW)/evaluate/planner
+	$(BIN)/python -m world_model.train $(FEW_FOLD) $(FEW_AGAIN) start=$(FEW)/second/checkpoint 'attempts=[$(FEW)/data/alone,$(FEW)/data/planned,$(FEW)/data/planned_again]' out=$(FEW)/model
+	$(BIN)/python -m agent.evaluate $(FEW_EVALUATE_FOLD) policy=model out=$(FEW)/evaluate/model
+	$(BIN)/python -m agent.evaluate $(FEW_EVALUATE_FOLD) $(PLANNER_FEW) out=$(FEW)/evaluate/planner
 	$(BIN)/python -m agent.compare first=$(FEW)/evaluate/planner second=$(FEW)/evaluate/model
+
+few-lift: $(INSTALLED) ## the same on Lift, where a search can do without what was tried before
+	$(BIN)/python -m agent.collect env=lift episodes=$(FEW_DEMONSTRATIONS) out=$(FEW)/data/lift
+	$(BIN)/python -m agent.collect env=lift policy=play seed=200000 episodes=$(FEW_PLAY_EPISODES) out=$(FEW)/data/lift_play
+	$(BIN)/python -m agent.collect env=lift policy=branch seed=300000 episodes=$(FEW_BRANCH_SEEDS) out=$(FEW)/data/lift_branch
+	$(BIN)/python -m world_model.train $(FEW_LIFT) steps=$(FEW_FIRST_STEPS) out=$(FEW)/lift
+	$(BIN)/python -m agent.evaluate $(FEW_EVALUATE_LIFT) policy=model out=$(FEW)/evaluate/lift_model
+	$(BIN)/python -m agent.evaluate $(FEW_EVALUATE_LIFT) $(PLANNER_FEW) out=$(FEW)/evaluate/lift_planner
+	$(BIN)/python -m agent.compare first=$(FEW)/evaluate/lift_planner second=$(FEW)/evaluate/lift_model
 
 preflight: ## is the system ready? (every other target asks this first)
 	@command -v $(PYTHON) >/dev/null || { echo "missing: Python. Install with: sudo apt-get install -y python3 python3-venv libegl1 libgl1-mesa-dri" >&2; exit 1; }

@@ -13,8 +13,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from world_model.model import Imagination
 
-# keypoints (..., 4, 3) m, gripper (..., 3) m, chance of holding (...) -> how far the task has come, (...) in [0, 1]
-Measure = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+# keypoints (..., 4, 3), gripper (..., 3) and its opening (...) in m, chance of holding (...)
+# -> how far the task has come, (...) in [0, 1]
+Measure = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -66,5 +67,6 @@ class Objective:
 
     def _progress(self, imagined: Imagination) -> Tensor:
         """(N,) in the scene that is imagined last."""
-        last = (imagined.keypoints[:, -1], imagined.state[:, -1, :3], imagined.held[:, -1])
+        state = imagined.state[:, -1]
+        last = (imagined.keypoints[:, -1], state[:, :3], state[:, -1], imagined.held[:, -1])
         return torch.from_numpy(np.asarray(self.measure(*(part.cpu().numpy() for part in last))))

@@ -136,7 +136,7 @@ class FoldHalf(Tabletop):
         return bool(released and fastest < AT_REST and score.half_folded(self._vertices()))
 
     @staticmethod
-    def progress_in(keypoints: np.ndarray, gripper: np.ndarray, holding: np.ndarray) -> np.ndarray:
+    def progress_in(keypoints: np.ndarray, gripper: np.ndarray, opening: np.ndarray, holding: np.ndarray) -> np.ndarray:
         return 0.95 * score.fold_progress(keypoints, gripper, holding)
 
     def scene(self) -> Scene:

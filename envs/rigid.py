@@ -9,13 +9,11 @@ import mujoco
 import numpy as np
 from robosuite.environments.manipulation.lift import Lift as RobosuiteLift
 
+from envs import score
+from envs.score import LIFTED, REACHED
 from envs.tabletop import Tabletop, robot_options
 from envs.types import NUM_KEYPOINTS, TABLE_HEIGHT, Scene
 
-LIFTED = 0.04  # metres from the table to the cube's centre: robosuite's criterion
-REACHED = 0.02  # metres from the grip site to the cube's centre: the jaws are around it
-REST = 0.0215  # metres from the table to the centre of a middling cube that lies
-FAR = 0.25  # metres at which reaching has made no progress
 PLACEMENT = 0.05  # metres each way from the table's centre; robosuite's own is 0.03
 
 
@@ -66,11 +64,8 @@ class Lift(Tabletop):
         return bool(self._world._check_success())
 
     @staticmethod
-    def progress_in(keypoints: np.ndarray, gripper: np.ndarray, holding: np.ndarray) -> np.ndarray:
-        cube = keypoints[..., 0, :]
-        near = np.clip(1 - np.linalg.norm(cube - gripper, axis=-1) / FAR, 0, 1)
-        risen = np.clip((cube[..., 2] - TABLE_HEIGHT - REST) / (LIFTED - REST), 0, 1)
-        return 0.4 * near + holding * (0.2 + 0.35 * risen)
+    def progress_in(keypoints: np.ndarray, gripper: np.ndarray, opening: np.ndarray, holding: np.ndarray) -> np.ndarray:
+        return 0.95 * score.lift_progress(keypoints[..., 0, :], gripper, opening, holding)
 
     def scene(self) -> Scene:
         keypoints = np.full((NUM_KEYPOINTS, 3), np.nan, dtype=np.float32)

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
+from envs.types import TABLE_HEIGHT
+
 MAX_CORNER_DISTANCE = 0.050  # metres, both corner pairs (aloha_sim's TowelFoldInHalf)
 MAX_PAIR_DISTANCE = 0.025  # metres, the mean over all vertex pairs: refuses a bunched cloth
 LAID = 0.038  # metres, a corner pair that needs no more work
 SIDE = 0.24  # metres between the corners of a pair before the fold
 NEAR = 0.1  # metres over which reaching counts most
+
+LIFTED = 0.04  # metres from the table to the cube's centre: robosuite's criterion
+REACHED = 0.02  # metres from the grip site to the cube's centre: the jaws are around it
+REST = 0.0215  # metres from the table to the centre of a middling cube that lies
+NARROW = 0.034  # metres, the edge of the smallest cube
+OPEN = 0.078  # metres between open jaws
+HOVER = 0.06  # metres above the cube's centre at which a hand clears it
+BESIDE = (0.008, 0.03)  # metres aside: within the first a hand may come straight down, beyond the second it hovers
+FAR = 0.4  # metres of way at which reaching has made no progress
 
 
 def pair_distances(vertices: np.ndarray) -> np.ndarray:
@@ -73,3 +84,23 @@ def fold_stage(corner_distances: np.ndarray, held: int, folded: bool, done_below
         if corner_distances[side] > done_below:
             return 2 * side
     return 2 * int(np.argmax(corner_distances))
+
+
+def lift_progress(cube: np.ndarray, gripper: np.ndarray, opening: np.ndarray, holding: np.ndarray) -> np.ndarray:
+    """How far lifting a cube has come, in [0, 1], from what a camera can tell: it rises from reaching over the cube to
+    open jaws around it, to holding it, to having it up.
+
+    cube: (..., 3) m, its centre; gripper: (..., 3) m; opening: (...) m between the jaws; holding: (...) chance that
+    they hold anything.
+    """
+    # The way to the cube comes down on it from above: a hand that is low beside it has to rise first.
+    aside, above = np.linalg.norm((gripper - cube)[..., :2], axis=-1), (gripper - cube)[..., 2]
+    due = HOVER * np.clip((aside - BESIDE[0]) / (BESIDE[1] - BESIDE[0]), 0, 1)
+    way = aside + np.maximum(above, due) + 2 * np.maximum(due - above, 0)
+    near = np.clip(1 - way / FAR, 0, 1)
+    # Closed jaws that press on a cube seem to hold something too, and so do jaws that are not where it is.
+    apart = np.clip(opening / (NARROW / 2) - 1, 0, 1)
+    held = holding * apart * np.clip(2 - np.linalg.norm(gripper - cube, axis=-1) / REACHED, 0, 1)
+    ready = np.maximum(held, np.clip(opening / OPEN, 0, 1))  # jaws that closed on nothing have to open again
+    risen = np.clip((cube[..., 2] - TABLE_HEIGHT - REST) / (LIFTED - REST), 0, 1)
+    return 0.3 * near + 0.1 * ready + held * (0.2 + 0.4 * risen)

@@ -246,9 +246,9 @@ class Tabletop(gym.Env):
         raise NotImplementedError
 
     @staticmethod
-    def progress_in(keypoints: np.ndarray, gripper: np.ndarray, holding: np.ndarray) -> np.ndarray:
-        """How far the task has come, 0 to below 1, from what can also be believed or imagined: keypoints (..., 4, 3)
-        and gripper (..., 3) in m, holding (...) the chance that the jaws hold anything."""
+    def progress_in(keypoints: np.ndarray, gripper: np.ndarray, opening: np.ndarray, holding: np.ndarray) -> np.ndarray:
+        """How far the task has come, 0 to below 1, from what can also be believed or imagined: keypoints (..., 4, 3),
+        gripper (..., 3) and its opening (...) in m, holding (...) the chance that the jaws hold anything."""
         raise NotImplementedError
 
     def scene(self) -> Scene:
@@ -270,7 +270,8 @@ class Tabletop(gym.Env):
         if self.success():
             return 1.0
         scene = self.scene()
-        return float(self.progress_in(scene.keypoints, scene.gripper, np.float32(scene.held >= 0)))
+        holding = np.float32(scene.held >= 0)
+        return float(self.progress_in(scene.keypoints, scene.gripper, np.float32(scene.opening), holding))
 
     # what tasks use
 

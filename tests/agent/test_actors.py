@@ -25,7 +25,7 @@ def test_every_preset_builds(preset):
     policy = settings(preset)
     assert policy.name in (preset, "planner")
     build(PlannerConfig, policy.planner)
-    build(Objective, {**policy.objective, "measure": lambda keypoints, gripper, holding: holding})
+    build(Objective, {**policy.objective, "measure": lambda keypoints, gripper, opening, holding: holding})
 
 
 def test_few_demonstrations_change_the_search_and_nothing_else():

@@ -46,7 +46,7 @@ def test_progress_is_asked_of_the_last_scene_imagined():
     futures.keypoints = torch.zeros(2, 2, 4, 3)
     futures.state, futures.held = torch.zeros(2, 2, 7), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
 
-    def measure(keypoints: np.ndarray, gripper: np.ndarray, holding: np.ndarray) -> np.ndarray:
+    def measure(keypoints: np.ndarray, gripper: np.ndarray, opening: np.ndarray, holding: np.ndarray) -> np.ndarray:
         assert keypoints.shape == (2, 4, 3) and gripper.shape == (2, 3)
         return 0.5 * holding
 

@@ -4,7 +4,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import envs  # noqa: F401  (registers the ids)
-from envs.rigid import LIFTED, PLACEMENT, Lift
+from envs.rigid import PLACEMENT, Lift
+from envs.score import LIFTED
 from envs.types import TABLE_HEIGHT, Obs
 from policies.scripted import LiftExpert
 

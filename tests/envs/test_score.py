@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from envs import score
+from envs.types import TABLE_HEIGHT
 
 SIDE = 0.24
 
@@ -99,3 +100,38 @@ def test_what_to_do_next(distances, held, folded, stage):
     """A stage out of order sends the expert to a corner that is laid already; a wrong grasp must be let go, and a bunch
     between two laid corners must be pulled out."""
     assert score.fold_stage(np.array(distances), held, folded) == stage
+
+
+CUBE = np.array([0.0, 0.0, TABLE_HEIGHT + score.REST])
+WIDE, AROUND = score.OPEN, 0.043  # metres between the jaws: open, and on a middling cube
+
+
+def lifting(hand: tuple[float, float], opening: float = WIDE, holding: float = 0.0, up: float = 0.0) -> float:
+    """Progress with a hand so far (aside, above) of a cube that is so far up, metres."""
+    cube = CUBE + [0, 0, up]
+    return float(score.lift_progress(cube, cube + [hand[0], 0, hand[1]], opening, holding))
+
+
+def test_progress_rises_all_the_way_to_a_lift():
+    """A measure that falls on the way down to the cube, or where jaws have closed on it, ends a search there."""
+    way = [
+        lifting((0.15, 0.2)), lifting((0.06, 0.12)), lifting((0.0, 0.05)), lifting((0.0, 0.0)),
+        *(lifting((0.0, 0.0), AROUND, 1.0, up) for up in (0.0, 0.01, 0.018)),
+    ]  # fmt: skip
+    assert way == sorted(way) and len(set(way)) == len(way)
+    assert 0 <= way[0] and way[-1] <= 1
+
+
+def test_the_way_to_a_cube_is_from_above():
+    """By the straight distance alone a hand that came down beside the cube pushes it over the table for ever."""
+    assert lifting((0.05, 0.06)) > lifting((0.05, 0.0))
+    assert lifting((0.05, 0.03)) > lifting((0.05, 0.0))
+    assert lifting((0.0, 0.0)) > lifting((0.0, 0.06)) > lifting((0.05, 0.06))
+
+
+def test_jaws_closed_on_nothing_are_no_grasp():
+    """Both pads of closed jaws touch a cube that they press on, and a model believes in it: search then stays there."""
+    on_top = (0.0, 0.025)
+    assert lifting(on_top, opening=0.002, holding=1.0) <= lifting(on_top)
+    assert lifting((0.05, 0.0), AROUND, 1.0) < lifting((0.05, 0.0))
+    assert lifting((0.0, 0.0), AROUND, 1.0) > lifting((0.0, 0.0))

@@ -11,7 +11,8 @@ from world_model import checkpoint
 from world_model.model import History
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
-TASKS = {"nextstate-s": {"fold the cloth in half", "lift the cube"}, "nextstate-few": {"fold the cloth in half"}}
+FOLD, LIFT = "fold the cloth in half", "lift the cube"
+TASKS = {"nextstate-s": {FOLD, LIFT}, "nextstate-few": {FOLD}, "nextstate-few-lift": {LIFT}}
 
 
 @pytest.fixture(scope="module", params=TASKS)
@@ -35,7 +36,7 @@ def test_its_imagination_obeys_the_action(shipped):
     frames = [np.full((size, size, 3), 200, np.uint8) for size in (MAIN_SIZE, WRIST_SIZE)]
     state = np.array([-0.1, 0.0, 0.95, 0, -0.1, 0, 0.08], np.float32)
     assert state.shape == (STATE_DIM,)
-    text = tuple(shipped.text.encode("fold the cloth in half"))
+    text = tuple(shipped.text.encode(shipped.meta["instructions"][0]))
     cache = shipped.model.prefill(History(text, ((Obs(*frames, state), None),)))
     push = torch.zeros(2, 1, shipped.actions.chunk, shipped.actions.action_dim)
     push[0, ..., 1], push[1, ..., 1], push[..., -1] = 0.5, -0.5, -1.0
