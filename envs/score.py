@@ -6,12 +6,14 @@ import numpy as np
 
 from envs.types import TABLE_HEIGHT
 
+# FoldHalf
 MAX_CORNER_DISTANCE = 0.050  # metres, both corner pairs (aloha_sim's TowelFoldInHalf)
 MAX_PAIR_DISTANCE = 0.025  # metres, the mean over all vertex pairs: refuses a bunched cloth
 LAID = 0.038  # metres, a corner pair that needs no more work
 SIDE = 0.24  # metres between the corners of a pair before the fold
 NEAR = 0.1  # metres over which reaching counts most
 
+# Lift
 LIFTED = 0.04  # metres from the table to the cube's centre: robosuite's criterion
 REACHED = 0.02  # metres from the grip site to the cube's centre: the jaws are around it
 REST = 0.0215  # metres from the table to the centre of a middling cube that lies
@@ -94,13 +96,14 @@ def lift_progress(cube: np.ndarray, gripper: np.ndarray, opening: np.ndarray, ho
     they hold anything.
     """
     # The way to the cube comes down on it from above: a hand that is low beside it has to rise first.
-    aside, above = np.linalg.norm((gripper - cube)[..., :2], axis=-1), (gripper - cube)[..., 2]
+    away = gripper - cube
+    aside, above = np.linalg.norm(away[..., :2], axis=-1), away[..., 2]
     due = HOVER * np.clip((aside - BESIDE[0]) / (BESIDE[1] - BESIDE[0]), 0, 1)
     way = aside + np.maximum(above, due) + 2 * np.maximum(due - above, 0)
     near = np.clip(1 - way / FAR, 0, 1)
     # Closed jaws that press on a cube seem to hold something too, and so do jaws that are not where it is.
     apart = np.clip(opening / (NARROW / 2) - 1, 0, 1)
-    held = holding * apart * np.clip(2 - np.linalg.norm(gripper - cube, axis=-1) / REACHED, 0, 1)
+    held = holding * apart * np.clip(2 - np.linalg.norm(away, axis=-1) / REACHED, 0, 1)
     ready = np.maximum(held, np.clip(opening / OPEN, 0, 1))  # jaws that closed on nothing have to open again
     risen = np.clip((cube[..., 2] - TABLE_HEIGHT - REST) / (LIFTED - REST), 0, 1)
     return 0.3 * near + 0.1 * ready + held * (0.2 + 0.4 * risen)
