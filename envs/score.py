@@ -95,7 +95,7 @@ def lift_progress(cube: np.ndarray, gripper: np.ndarray, opening: np.ndarray, ho
     cube: (..., 3) m, its centre; gripper: (..., 3) m; opening: (...) m between the jaws; holding: (...) chance that
     they hold anything.
     """
-    # The way to the cube comes down on it from above: a hand that is low beside it has to rise first.
+    # The way to the cube comes down on it from above, as the expert goes: a hand low beside it has to rise first.
     away = gripper - cube
     aside, above = np.linalg.norm(away[..., :2], axis=-1), away[..., 2]
     due = HOVER * np.clip((aside - BESIDE[0]) / (BESIDE[1] - BESIDE[0]), 0, 1)

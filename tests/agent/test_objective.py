@@ -41,13 +41,15 @@ def test_shapes_are_checked():
 
 
 def test_progress_is_asked_of_the_last_scene_imagined():
-    """Catches a search for what is far on the way there, or for how things are now."""
+    """Catches a search for what is far on the way there, or for how things are now; and a hand that is told wrong."""
     futures = imagined([[0.5, 0.5], [0.5, 0.5]], [[0.0, 0.0], [0.0, 0.0]])
     futures.keypoints = torch.zeros(2, 2, 4, 3)
     futures.state, futures.held = torch.zeros(2, 2, 7), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    futures.state[:, -1] = torch.arange(7.0)  # position, rotation, opening
 
     def measure(keypoints: np.ndarray, gripper: np.ndarray, opening: np.ndarray, holding: np.ndarray) -> np.ndarray:
-        assert keypoints.shape == (2, 4, 3) and gripper.shape == (2, 3)
+        assert keypoints.shape == (2, 4, 3)
+        assert gripper.tolist() == [[0, 1, 2]] * 2 and opening.tolist() == [6, 6]
         return 0.5 * holding
 
     without, score = Objective()(futures), Objective(progress=4.0, measure=measure)(futures)
