@@ -21,12 +21,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from agent.actors import EnvConfig, build, make_env
-from agent.agent import ModelPolicy, PlanningPolicy
-from agent.objective import Objective
-from agent.planner import Planner, PlannerConfig
-from agent.pool import ONE_THREAD
-from agent.verb import clear_errors, versions, write_whole
+from agent.build import EnvConfig, from_settings, make_env
+from agent.launch.command import clear_errors, versions, write_whole
+from agent.launch.processes import ONE_THREAD
+from agent.planning.agent import ModelPolicy, PlanningPolicy
+from agent.planning.objective import Objective
+from agent.planning.planner import Planner, PlannerConfig
 from envs.types import MAIN_SIZE, STATE_DIM, WRIST_SIZE, Obs
 
 WITHOUT_DEADLINE = 3600.0  # seconds; a search that is cut short would look fast
@@ -149,7 +149,7 @@ def table(report: dict[str, Any]) -> str:
 def main(cfg: DictConfig) -> None:
     with clear_errors():
         raw = OmegaConf.to_container(cfg, resolve=True)
-        config = build(BenchConfig, {**raw, "env": build(EnvConfig, {**raw["env"], "split": "train"})})
+        config = from_settings(BenchConfig, {**raw, "env": from_settings(EnvConfig, {**raw["env"], "split": "train"})})
         report = bench(config)
         path = Path(config.out) / "bench.json"
         path.parent.mkdir(parents=True, exist_ok=True)

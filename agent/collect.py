@@ -16,12 +16,13 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from agent import actors, pool
-from agent.actors import RunConfig, build, make_env, make_policy
-from agent.branch import BranchConfig, branch, doubt_of
-from agent.verb import claim, clear_errors, log_run, versions
+from agent import build
+from agent.build import RunConfig, from_settings, make_env, make_policy
+from agent.collection.branching import BranchConfig, branch, doubt_of
+from agent.launch import processes
+from agent.launch.command import claim, clear_errors, log_run, versions
 from envs import preflight
-from envs.store import EpisodeError, EpisodeStore
+from envs.data.store import EpisodeError, EpisodeStore
 from envs.types import Episode
 from policies.base import rollout
 
@@ -45,7 +46,7 @@ class CollectConfig(RunConfig):
     @property
     def branching(self) -> BranchConfig | None:
         """How episodes branch; None where a seed makes one episode."""
-        return build(BranchConfig, self.policy.branch) if self.policy.name == "branch" else None
+        return from_settings(BranchConfig, self.policy.branch) if self.policy.name == "branch" else None
 
     def names(self, seed: int) -> tuple[str, ...]:
         """The seed's episodes within the store, in the order in which they are written."""
@@ -83,7 +84,7 @@ class CollectJob:
     def work(self, seeds: Iterator[int]) -> Iterator[Recorded]:
         """Write the episodes of each seed."""
         config, branching = self.config, self.config.branching
-        store, expert = EpisodeStore(config.out), actors.make_expert(config.env)
+        store, expert = EpisodeStore(config.out), build.make_expert(config.env)
         acting = replace(config.policy, name="perturbed") if branching else config.policy
         doubt = doubt_of(config.policy.checkpoint) if branching and branching.unsure else None
         with closing(make_env(config.env)) as env:
@@ -112,7 +113,7 @@ def collect(config: CollectConfig) -> list[Recorded]:
     )
     try:
         with progress as bar:
-            for recorded in pool.run(CollectJob(config), todo, config.workers):
+            for recorded in processes.run(CollectJob(config), todo, config.workers):
                 done.append(recorded)
                 bar.update()
                 bar.set_postfix_str(f"success {success_rate(done):.0%}")

@@ -15,8 +15,8 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from agent.stats import mcnemar, paired_difference
-from agent.verb import RunError, clear_errors
+from agent.evaluation.statistics import mcnemar, paired_difference
+from agent.launch.command import RunError, clear_errors
 
 
 def read(folder: str | None) -> dict[str, Any]:

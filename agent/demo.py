@@ -23,12 +23,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from agent.actors import EnvConfig, PolicyConfig, RunConfig, build, make_env, make_policy
-from agent.agent import ModelPolicy, PlanningPolicy
+from agent.build import EnvConfig, PolicyConfig, RunConfig, from_settings, make_env, make_policy
 from agent.evaluate import Outcome, identity, make_report, table
-from agent.picture import Film, Future, Moment, draw, film, sheet
-from agent.planner import Plan
-from agent.verb import clear_errors, write_whole
+from agent.launch.command import clear_errors, write_whole
+from agent.planning.agent import ModelPolicy, PlanningPolicy
+from agent.planning.planner import Plan
+from agent.viz.film import Film, Future, Moment, draw, film, sheet
 from envs import preflight
 from envs.types import CONTROL_HZ
 from policies.base import Rollout, Step, rollout
@@ -164,8 +164,8 @@ def describe(cfg: DemoConfig, result: Rollout, criterion: str) -> dict[str, Any]
 def from_hydra(cfg: DictConfig) -> DemoConfig:
     """The settings of this verb."""
     raw = OmegaConf.to_container(cfg, resolve=True)
-    policy = build(PolicyConfig, {**raw["policy"], "checkpoint": raw["checkpoint"]})
-    env = build(EnvConfig, {**raw["env"], "split": raw["split"]})
+    policy = from_settings(PolicyConfig, {**raw["policy"], "checkpoint": raw["checkpoint"]})
+    env = from_settings(EnvConfig, {**raw["env"], "split": raw["split"]})
     return DemoConfig(env, policy, raw["seed"], Path(raw["out"]), raw["futures"])
 
 

@@ -22,10 +22,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from agent import pool
-from agent.actors import EnvConfig, PolicyConfig, RunConfig, make_env, make_policy
-from agent.stats import wilson
-from agent.verb import RunError, append_line, claim, clear_errors, log_run, versions, write_whole
+from agent.build import EnvConfig, PolicyConfig, RunConfig, make_env, make_policy
+from agent.evaluation.statistics import wilson
+from agent.launch import processes
+from agent.launch.command import RunError, append_line, claim, clear_errors, log_run, versions, write_whole
 from envs import preflight
 from policies.base import rollout
 
@@ -87,7 +87,7 @@ def evaluate(config: RunConfig, command: str) -> dict[str, Any]:
     label = f"{config.policy.name} on {config.env.name}"
     try:
         with tqdm(total=config.episodes, initial=len(done), unit="episode", desc=label) as bar:
-            for outcome in pool.run(EvaluateJob(config.env, config.policy), todo, config.workers):
+            for outcome in processes.run(EvaluateJob(config.env, config.policy), todo, config.workers):
                 append_line(log, json.dumps(asdict(outcome)))
                 done.append(outcome)
                 bar.update()

@@ -25,18 +25,19 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from agent import pool
-from agent.actors import EnvConfig, PolicyConfig, build, make_env, make_policy
+from agent.build import EnvConfig, PolicyConfig, from_settings, make_env, make_policy
+from agent.collection.counterfactual import Left, Seen, WitnessJob
 from agent.evaluate import identity
-from agent.verb import clear_errors, log_run, versions, write_whole
-from agent.witness import Left, Seen, WitnessJob
+from agent.launch import processes
+from agent.launch.command import clear_errors, log_run, versions, write_whole
 from envs import preflight
 from policies.base import Step, rollout
-from world_model import checkpoint, held_out, ladder
+from world_model import checkpoint
 from world_model.checkpoint import Loaded
-from world_model.device import choose_device
+from world_model.metrics import fidelity, held_out
 from world_model.model import History
-from world_model.tokens.sequence import Tracks, value_to_come
+from world_model.nn.device import choose_device
+from world_model.tokens.layout import Tracks, value_to_come
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ class FidelityConfig:
     def of(cls, raw: dict[str, Any]) -> FidelityConfig:
         """From the verb's settings, in which `split` stands beside the environment."""
         kept = {name: value for name, value in raw.items() if name not in ("split", "wandb")}
-        env = build(EnvConfig, {**raw["env"], "split": raw["split"]})
-        return build(cls, {**kept, "env": env, "workers": os.cpu_count() if raw["workers"] is None else raw["workers"]})
+        env = from_settings(EnvConfig, {**raw["env"], "split": raw["split"]})
+        workers = os.cpu_count() if raw["workers"] is None else raw["workers"]
+        return from_settings(cls, {**kept, "env": env, "workers": workers})
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def measure(config: FidelityConfig, loaded: Loaded) -> tuple[dict[str, Any], Tra
         Tracks.of(seen.episode, model.layout, loaded.frames, loaded.actions, loaded.text, discount) for seen in watched
     ])  # fmt: skip
     forks = [as_fork(loaded, seen, left) for seen in watched for left in seen.forks]
-    figures = ladder.climb(model, tracks, forks, config.windows, config.ahead)
+    figures = fidelity.climb(model, tracks, forks, config.windows, config.ahead)
     expected, real = (np.concatenate([getattr(p, name) for p in planned]) for name in ("expected", "real"))
     figures |= {
         "exploitation_points": round(100 * float((expected - real).mean()), 2),
@@ -130,17 +132,17 @@ def measure(config: FidelityConfig, loaded: Loaded) -> tuple[dict[str, Any], Tra
     return figures, tracks
 
 
-def as_fork(loaded: Loaded, seen: Seen, left: Left) -> ladder.Fork:
+def as_fork(loaded: Loaded, seen: Seen, left: Left) -> fidelity.Fork:
     """A fork with the history that the model reads: now, and one chunk ago."""
     chunk, episode = loaded.model.layout.chunk_steps, seen.episode
     ago = left.step - chunk
     steps = ((episode.obs(ago), episode.action[ago : left.step]), (episode.obs(left.step), None))
     history = History(tuple(loaded.text.encode(episode.instruction)), steps)
-    return ladder.Fork(history, left.actions, left.main, left.wrist, left.state, left.keypoints)
+    return fidelity.Fork(history, left.actions, left.main, left.wrist, left.state, left.keypoints)
 
 
-def _all(job: pool.Job, seed: int, count: int, workers: int, what: str) -> list[Any]:
-    results = pool.run(job, range(seed, seed + count), workers)
+def _all(job: processes.Job, seed: int, count: int, workers: int, what: str) -> list[Any]:
+    results = processes.run(job, range(seed, seed + count), workers)
     return list(tqdm(results, total=count, desc=what, unit="episode"))
 
 

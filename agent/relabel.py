@@ -16,10 +16,10 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from agent import actors
-from agent.actors import EnvConfig, build
-from agent.verb import clear_errors
-from envs.store import EpisodeError, EpisodeStore
+from agent import build
+from agent.build import EnvConfig, from_settings
+from agent.launch.command import clear_errors
+from envs.data.store import EpisodeError, EpisodeStore
 from envs.types import Episode, Scene
 from policies.base import Policy
 
@@ -59,8 +59,8 @@ def relabel(config: RelabelConfig) -> int:
         raise ValueError("`out` must be another folder than `data`: recorded labels are never overwritten")
     if not len(source):
         raise EpisodeError(f"no episodes under {config.data}: run `python -m agent.collect` first")
-    expert = actors.make_expert(config.env)
-    with closing(actors.make_env(config.env)) as env:
+    expert = build.make_expert(config.env)
+    with closing(build.make_env(config.env)) as env:
         stages = env.unwrapped.subtask_names
     store.clean()
     for name in tqdm(source.names(), desc="relabel", unit="episode"):
@@ -73,7 +73,7 @@ def relabel(config: RelabelConfig) -> int:
 def main(cfg: DictConfig) -> None:
     with clear_errors():
         raw = OmegaConf.to_container(cfg, resolve=True)
-        env = build(EnvConfig, {**raw["env"], "split": "train"})
+        env = from_settings(EnvConfig, {**raw["env"], "split": "train"})
         print(f"{relabel(RelabelConfig(env, raw['data'], raw['out']))} episodes in {raw['out']}")
 
 

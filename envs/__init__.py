@@ -10,5 +10,5 @@ import gymnasium
 # robosuite warns of optional robots at every start, in the middle of the progress bars
 logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
 
-gymnasium.register("nextstate/FoldHalf-v0", "envs.cloth:FoldHalf")
-gymnasium.register("nextstate/Lift-v0", "envs.rigid:Lift")
+gymnasium.register("nextstate/FoldHalf-v0", "envs.tasks.fold_half:FoldHalf")
+gymnasium.register("nextstate/Lift-v0", "envs.tasks.lift:Lift")

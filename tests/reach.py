@@ -1,4 +1,4 @@
-"""A small environment for tests: no simulator, a few steps, the contract of envs.tabletop."""
+"""A small environment for tests: no simulator, a few steps, the contract of envs.sim.tabletop."""
 
 import gymnasium as gym
 import numpy as np

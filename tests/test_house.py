@@ -10,11 +10,11 @@ ROOMS = ("agent", "world_model", "policies", "envs", "configs")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 
-# envs <- {world_model, policies} <- agent; the two middle rooms take only these two modules from envs
+# envs <- {world_model, policies} <- agent; the two middle rooms take only data types and `envs.data` from envs
 MAY_IMPORT = {
     "envs": ("envs",),
-    "world_model": ("world_model", "envs.types", "envs.store"),
-    "policies": ("policies", "envs.types", "envs.store"),
+    "world_model": ("world_model", "envs.types", "envs.data"),
+    "policies": ("policies", "envs.types", "envs.data"),
     "agent": ("agent", "world_model", "policies", "envs"),
     "configs": (),
 }

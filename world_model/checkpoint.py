@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from envs.types import ACTION_DIM, CONTROL_HZ, STATE_DIM
-from world_model.device import fast_precision
 from world_model.model import ModelConfig, WorldModel
+from world_model.nn.device import fast_precision
 from world_model.tokens.actions import ActionTokenizer
-from world_model.tokens.frames import FrameTokenizer, write_whole
+from world_model.tokens.images import FrameTokenizer, write_whole
 from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
 

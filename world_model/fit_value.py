@@ -23,16 +23,16 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from envs.store import EpisodeError, EpisodeStore
+from envs.data.store import EpisodeError, EpisodeStore
 from envs.types import STATE_DIM
 from world_model import checkpoint
 from world_model.checkpoint import CheckpointError, Loaded
-from world_model.device import choose_device
-from world_model.held_out import calibration_error, correlation, spread
-from world_model.ladder import auc
-from world_model.loss import hidden_by_step, soft_bins
+from world_model.metrics.fidelity import auc
+from world_model.metrics.held_out import calibration_error, correlation, spread
 from world_model.model import WorldModel
-from world_model.tokens.sequence import IMAGE_IDS, Tracks
+from world_model.nn.device import choose_device
+from world_model.tokens.layout import IMAGE_IDS, Tracks
+from world_model.training.loss import hidden_by_step, soft_bins
 
 BATCH = 16
 WITHIN = 3  # model steps of a window that must lie within its episode

@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from envs.types import STATE_DIM, Obs
-from world_model.loss import LossWeights
+from world_model.nn.transformer import KV, Piece, Transformer, TransformerConfig
+from world_model.nn.vision_codes import CodeDistribution, VisionCodes
 from world_model.tokens.actions import ActionTokenizer, expected_bin
-from world_model.tokens.frames import MAIN_IDS, FrameTokenizer
-from world_model.tokens.sequence import ACT, CLEAN, FLAGS, IMAGE_IDS, KEYPOINT_IDS, NEXT, Layout
+from world_model.tokens.images import MAIN_IDS, FrameTokenizer
+from world_model.tokens.layout import ACT, CLEAN, FLAGS, IMAGE_IDS, KEYPOINT_IDS, NEXT, Layout
 from world_model.tokens.vocab import Block, Vocab
-from world_model.transformer import KV, Piece, Transformer, TransformerConfig
-from world_model.vision import CodeDistribution, VisionCodes
+from world_model.training.loss import LossWeights
 
 
 @dataclass(frozen=True)

@@ -26,21 +26,22 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from tqdm import tqdm
 
-from envs.store import EpisodeError, EpisodeStore
+from envs.data.augmentation import Augmentation
+from envs.data.store import EpisodeError, EpisodeStore
 from envs.types import Episode
-from world_model import checkpoint, held_out
-from world_model.augment import Augmentation
+from world_model import checkpoint
 from world_model.checkpoint import CheckpointError
-from world_model.device import choose_device, choose_precision
-from world_model.loss import LossWeights, window_losses
+from world_model.metrics import held_out
 from world_model.model import ModelConfig, WorldModel
-from world_model.muon import Muon
+from world_model.nn.device import choose_device, choose_precision
+from world_model.nn.transformer import TransformerConfig
 from world_model.tokens.actions import ActionTokenizer
-from world_model.tokens.frames import FrameTokenizer, TokenizerError, write_whole
-from world_model.tokens.sequence import Tracks, chunks
+from world_model.tokens.images import FrameTokenizer, TokenizerError, write_whole
+from world_model.tokens.layout import Tracks, chunks
 from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
-from world_model.transformer import TransformerConfig
+from world_model.training.loss import LossWeights, window_losses
+from world_model.training.muon import Muon
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from tqdm import tqdm
 
-from envs.store import EpisodeError, EpisodeStore
+from envs.data.augmentation import Augmentation
+from envs.data.store import EpisodeError, EpisodeStore
 from envs.types import Episode
-from world_model.augment import Augmentation
-from world_model.device import choose_device, choose_precision
-from world_model.muon import Muon
-from world_model.tokens.fidelity import GATE, Fidelity, measure, passes_gate
-from world_model.tokens.frames import FrameConfig, FrameTokenizer, to_unit, write_whole
+from world_model.metrics.reconstruction import GATE, Fidelity, measure, passes_gate
+from world_model.nn.device import choose_device, choose_precision
+from world_model.tokens.images import FrameConfig, FrameTokenizer, to_unit, write_whole
+from world_model.training.muon import Muon
 
 PROGRESS = "training.safetensors"
 

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from agent import actors
-from agent.actors import EnvConfig
+from agent import build
+from agent.build import EnvConfig
 from tests.reach import Reach
 from world_model import checkpoint
 from world_model.model import ModelConfig, WorldModel
+from world_model.nn.transformer import TransformerConfig
 from world_model.tokens.actions import ActionTokenizer
-from world_model.tokens.frames import FrameConfig, FrameTokenizer
+from world_model.tokens.images import FrameConfig, FrameTokenizer
 from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
-from world_model.transformer import TransformerConfig
 
 ENV_ID = "nextstate-test/Reach-v0"
 
@@ -36,7 +36,7 @@ def reach(monkeypatch) -> EnvConfig:
     """The settings of this environment; its expert is known for the length of the test."""
     if ENV_ID not in gym.registry:
         gym.register(ENV_ID, Reach)
-    monkeypatch.setattr(actors, "make_expert", lambda config: Ahead())
+    monkeypatch.setattr(build, "make_expert", lambda config: Ahead())
     return EnvConfig("reach", ENV_ID, "train")
 
 

@@ -1,7 +1,7 @@
 """The bench on a very small model, loaded from its checkpoint."""
 
 from agent import bench
-from agent.actors import EnvConfig
+from agent.build import EnvConfig
 
 
 def test_every_contestant_is_timed(untrained, tmp_path):

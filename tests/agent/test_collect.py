@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agent.actors import EnvConfig, PolicyConfig
+from agent.build import EnvConfig, PolicyConfig
 from agent.collect import CollectConfig, collect, summary
-from envs.store import EpisodeStore
+from envs.data.store import EpisodeStore
 
 DISTURBED = PolicyConfig("perturbed", perturb={"noise": [0.1, 0.3], "failures": 0.0})
 

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from agent.compare import compare, read, table
-from agent.verb import RunError
+from agent.launch.command import RunError
 
 
 def report(successes: dict[int, bool], **other) -> dict:

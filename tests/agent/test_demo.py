@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from agent import demo
-from agent.actors import EnvConfig, PolicyConfig, build
-from agent.agent import ModelPolicy, PlanningPolicy
-from agent.objective import Objective
-from agent.picture import CHOSEN, HEADER, OWN, VIEW, Future, Moment, draw, film, sheet
-from agent.planner import Planner, PlannerConfig
+from agent.build import EnvConfig, PolicyConfig, from_settings
+from agent.planning.agent import ModelPolicy, PlanningPolicy
+from agent.planning.objective import Objective
+from agent.planning.planner import Planner, PlannerConfig
+from agent.viz.film import CHOSEN, HEADER, OWN, VIEW, Future, Moment, draw, film, sheet
 
 M, A, STEPS = 8, 7, 12
 
@@ -206,8 +206,8 @@ def compose(*overrides: str):
 def test_the_budget_in_the_yaml_is_the_default():
     """Catches figures that differ between a verb and the library, and a budget that cannot be overridden."""
     policy = compose("policy.decode=causal", "policy.planner.candidates=9").policy
-    assert build(PlannerConfig, policy.planner) == PlannerConfig(decode="causal", candidates=9)
-    assert build(Objective, policy.objective) == Objective()
+    assert from_settings(PlannerConfig, policy.planner) == PlannerConfig(decode="causal", candidates=9)
+    assert from_settings(Objective, policy.objective) == Objective()
 
 
 @pytest.mark.parametrize("name", ["fold_half", "lift"])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from agent import evaluate as verb
-from agent.actors import PolicyConfig, RunConfig
+from agent.build import PolicyConfig, RunConfig
 from agent.evaluate import evaluate, read_outcomes, table
-from agent.verb import RunError
+from agent.launch.command import RunError
 
 FIELDS = {
     "success_rate", "ci95", "episodes", "seeds", "split", "criterion", "outcomes", "seconds_per_decision",

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from agent import fidelity
-from agent.actors import EnvConfig
+from agent.build import EnvConfig
 from agent.fidelity import FidelityConfig, Planned
-from envs.rigid import Lift
+from envs.tasks.lift import Lift
 from world_model import checkpoint
 
 RAW = {
@@ -47,7 +47,7 @@ def test_what_could_not_be_measured_is_null():
 def test_exploitation_is_what_was_expected_less_what_came(untrained, monkeypatch):
     """Catches a comparison with the moment of the decision instead of the moment that was imagined."""
     expected, real = np.array([0.9, 0.8]), np.array([0.5, 0.8])
-    monkeypatch.setattr(fidelity.ladder, "climb", lambda *_: {})
+    monkeypatch.setattr(fidelity.fidelity, "climb", lambda *_: {})
     planned = [Planned(expected, real)]
     monkeypatch.setattr(fidelity, "_all", lambda job, *_: planned if isinstance(job, fidelity.PlannedJob) else [])
     monkeypatch.setattr(fidelity.Tracks, "join", lambda tracks: None)

@@ -3,11 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agent.actors import EnvConfig, PolicyConfig
+from agent.build import EnvConfig, PolicyConfig
 from agent.collect import CollectConfig, collect
 from agent.relabel import RelabelConfig, relabel, relabelled
-from envs.store import EpisodeStore
-from policies.scripted import LiftExpert
+from envs.data.store import EpisodeStore
+from policies.scripted.experts import LiftExpert
 
 LIFT = EnvConfig("lift", "nextstate/Lift-v0", "train")
 

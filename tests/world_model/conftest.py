@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from world_model.held_out import pick
+from world_model.metrics.held_out import pick
 from world_model.model import ModelConfig, WorldModel
+from world_model.nn.transformer import TransformerConfig
 from world_model.tokens.actions import ActionTokenizer
-from world_model.tokens.frames import FrameConfig, FrameTokenizer
-from world_model.tokens.sequence import Tracks
+from world_model.tokens.images import FrameConfig, FrameTokenizer
+from world_model.tokens.layout import Tracks
 from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
-from world_model.transformer import TransformerConfig
 
 TINY = ModelConfig(TransformerConfig(width=48, num_layers=2, num_heads=4, num_kv_heads=2, hidden=96))
 

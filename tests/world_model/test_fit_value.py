@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from envs.store import EpisodeError, EpisodeStore
+from envs.data.store import EpisodeError, EpisodeStore
 from world_model import checkpoint, fit_value
 from world_model.checkpoint import CheckpointError
 from world_model.fit_value import FitValueConfig
-from world_model.held_out import foresee, spread
-from world_model.tokens.sequence import Tracks
+from world_model.metrics.held_out import foresee, spread
+from world_model.tokens.layout import Tracks
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from world_model.loss import window_losses
 from world_model.model import History, Imagination, WorldModel
-from world_model.tokens.sequence import Sequence
+from world_model.tokens.layout import Sequence
 from world_model.tokens.vocab import Vocab
+from world_model.training.loss import window_losses
 
 
 def hidden(world, window, ids=None):

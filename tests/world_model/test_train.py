@@ -9,9 +9,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from envs.store import EpisodeError, EpisodeStore
-from world_model import checkpoint, held_out, train
-from world_model.tokens.frames import FrameConfig, FrameTokenizer
+from envs.data.store import EpisodeError, EpisodeStore
+from world_model import checkpoint, train
+from world_model.metrics import held_out
+from world_model.tokens.images import FrameConfig, FrameTokenizer
 
 CONFIGS = str(Path(__file__).parents[2] / "configs")
 

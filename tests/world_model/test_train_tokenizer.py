@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from envs.store import EpisodeError, EpisodeStore
+from envs.data.augmentation import Augmentation
+from envs.data.camera import Camera
+from envs.data.store import EpisodeError, EpisodeStore
 from envs.types import Episode
 from world_model import train_tokenizer as verb
-from world_model.augment import Augmentation
-from world_model.camera import Camera
-from world_model.tokens.frames import FrameConfig, FrameTokenizer
+from world_model.tokens.images import FrameConfig, FrameTokenizer
 
 STEPS = 12
 

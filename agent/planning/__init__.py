@@ -1,0 +1,1 @@
+"""Search: the objective, the planner, and what it searches in."""

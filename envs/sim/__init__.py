@@ -1,0 +1,1 @@
+"""The simulated table: robot, looks, rendering, exact state."""

@@ -1,0 +1,1 @@
+"""One task a file: its world, its wording, its success and its progress."""

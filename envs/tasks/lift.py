@@ -1,0 +1,88 @@
+"""Lift a cube: robosuite's own task behind this project's contract."""
+
+from __future__ import annotations
+
+import colorsys
+import xml.etree.ElementTree as ElementTree
+
+import mujoco
+import numpy as np
+from robosuite.environments.manipulation.lift import Lift as RobosuiteLift
+
+from envs.sim.tabletop import Tabletop, robot_options
+from envs.tasks import score
+from envs.tasks.score import LIFTED, REACHED
+from envs.types import NUM_KEYPOINTS, TABLE_HEIGHT, Scene
+
+PLACEMENT = 0.05  # metres each way from the table's centre; robosuite's own is 0.03
+
+
+class Lift(Tabletop):
+    """`nextstate/Lift-v0`: lift the cube.
+
+    The cube lies anywhere within 5 cm of the table's centre at any yaw. Training cubes are red to orange with an
+    edge of 40 to 46 mm; those of `unseen` are green to violet, and smaller or larger.
+    """
+
+    instruction = "lift the cube"
+    subtask_names = ("reach the cube", "grasp the cube", "lift the cube")
+    criterion = f"the cube's centre over {1000 * LIFTED:.0f} mm above the table (robosuite's Lift)"
+    horizon = 120
+
+    def _build(self) -> RobosuiteLift:
+        return RobosuiteLift(**robot_options())
+
+    def _draw(self, rng: np.random.Generator) -> None:
+        unseen = self.split == "unseen"
+        self._position = rng.uniform(-PLACEMENT, PLACEMENT, 2)
+        self._yaw = rng.uniform(-np.pi, np.pi)
+        half = rng.choice([rng.uniform(0.017, 0.019), rng.uniform(0.024, 0.0255)]) if unseen else None
+        self._half = rng.uniform(0.020, 0.023) if half is None else float(half)
+        hue = rng.uniform(0.3, 0.8) if unseen else rng.uniform(-0.05, 0.08) % 1
+        self._color = colorsys.hsv_to_rgb(hue, rng.uniform(0.75, 1.0), rng.uniform(0.6, 0.95))
+
+    def _edit(self, root: ElementTree.Element) -> None:
+        for name in ("cube_g0", "cube_g0_vis"):
+            root.find(f".//geom[@name='{name}']").set("size", f"{self._half:.6f} {self._half:.6f} {self._half:.6f}")
+        seen = root.find(".//geom[@name='cube_g0_vis']")
+        del seen.attrib["material"]  # its wood is red: no other colour could be told from it
+        seen.set("rgba", " ".join(f"{c:.4f}" for c in (*self._color, 1)))
+
+    def _connect(self, rng: np.random.Generator) -> None:
+        self._cube = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_BODY, "cube_main")
+        joint = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_JOINT, "cube_joint0")
+        where = self._model.jnt_qposadr[joint]
+        # robosuite's sampler has placed the cube too, but from a generator of its own
+        self._data.qpos[where : where + 3] = [*self._position, TABLE_HEIGHT + self._half]
+        self._data.qpos[where + 3 : where + 7] = [np.cos(self._yaw / 2), 0, 0, np.sin(self._yaw / 2)]
+
+    # cube, contacts and controller are all in the physics state
+    def _task_state(self) -> None:
+        return None
+
+    def success(self) -> bool:
+        return bool(self._world._check_success())
+
+    @staticmethod
+    def progress_in(keypoints: np.ndarray, gripper: np.ndarray, opening: np.ndarray, holding: np.ndarray) -> np.ndarray:
+        return 0.95 * score.lift_progress(keypoints[..., 0, :], gripper, opening, holding)
+
+    def scene(self) -> Scene:
+        keypoints = np.full((NUM_KEYPOINTS, 3), np.nan, dtype=np.float32)
+        keypoints[0] = self._data.xpos[self._cube]
+        gripper = self.gripper_position().astype(np.float32)
+        held = 0 if self._grasped() else -1
+        stage = 2 if held == 0 else int(np.linalg.norm(keypoints[0] - gripper) < REACHED)
+        return Scene(keypoints, held, stage, self.opening(), gripper)
+
+    def subtask(self) -> int:
+        return self.scene().stage
+
+    def score(self) -> dict[str, float]:
+        """Height of the cube's centre above the table."""
+        return {"height_mm": 1000 * float(self._data.xpos[self._cube][2] - TABLE_HEIGHT)}
+
+    def _grasped(self) -> bool:
+        """robosuite's test: both finger pads touch the cube."""
+        world = self._world
+        return bool(world._check_grasp(gripper=world.robots[0].gripper, object_geoms=world.cube))

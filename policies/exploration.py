@@ -1,0 +1,111 @@
+"""Motion that is not for the task, aimless or with purposes of its own: it shows what actions do, not what is good."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from envs.types import ACTION_DIM, TABLE_HEIGHT, Obs
+from policies.base import Policy
+from policies.scripted.experts import CLOSE, OPEN, move
+
+
+@dataclass(frozen=True)
+class RandomPolicy:
+    """Smooth random motion: an AR(1) walk of the action, the gripper switching now and then."""
+
+    execute: int = 1
+
+    def init(self, instruction: str, seed: int = 0) -> tuple[np.random.Generator, np.ndarray]:
+        """A generator and the last action."""
+        rng = np.random.default_rng([seed, 11])
+        return rng, np.zeros(ACTION_DIM)
+
+    def act(self, obs: Obs, state: tuple[np.random.Generator, np.ndarray]) -> tuple[np.ndarray, tuple]:
+        """One action, (1, A)."""
+        rng, last = state
+        action = 0.8 * last
+        action[:3] += rng.normal(0, 0.4, 3)
+        switch = rng.random() < 0.05 or last[-1] == 0
+        action[-1] = rng.choice([OPEN, CLOSE]) if switch else last[-1]
+        return np.clip(action, -1, 1).astype(np.float32)[None], (rng, action)
+
+
+@dataclass(frozen=True)
+class _Purpose:
+    """What play is about just now.
+
+    rng: of this episode. left: control steps of play before another policy takes over, whose state is `then`; pending:
+    (n, A), what it has still to do of its chunk. goal: (3,) m. grip: OPEN or CLOSE. patience: control steps before
+    another purpose is chosen. speed: of the largest action. waits: for its jaws. detour: control steps of play so far.
+    """
+
+    rng: np.random.Generator
+    left: int
+    then: Any
+    pending: np.ndarray
+    goal: np.ndarray | None = None
+    grip: float = OPEN
+    patience: int = 0
+    speed: float = 1.0
+    waits: bool = False
+    detour: int = 0
+
+    @property
+    def late(self) -> int:
+        """Decisions that passed their deadline: of the policy that takes over."""
+        return getattr(self.then, "late", 0)
+
+
+@dataclass(frozen=True)
+class Play:
+    """Goes to things or anywhere above the table, closes and opens its jaws there, carries what it got hold of; after
+    a while another policy takes over, so that its way back from anywhere is seen too, or that it finds none.
+
+    then: takes over. lasting: range of control steps of play. things: share of the ways that lead to a thing (a corner,
+    the cube). jaws: chance that the jaws switch where a way ends. reach: half the sides of the box above the table, m,
+    and its height. It reads the simulator's truth, as experts do.
+    """
+
+    then: Policy
+    lasting: tuple[int, int] = (40, 120)
+    things: float = 0.6
+    jaws: float = 0.6
+    reach: tuple[float, float, float] = (0.20, 0.25, 0.22)
+    execute: int = 1
+
+    def init(self, instruction: str, seed: int = 0) -> _Purpose:
+        """Draw how long this episode is play."""
+        rng = np.random.default_rng([seed, 17])
+        none = np.zeros((0, ACTION_DIM), np.float32)
+        return _Purpose(rng, int(rng.integers(*self.lasting)), self.then.init(instruction, seed), none)
+
+    def act(self, obs: Obs, state: _Purpose) -> tuple[np.ndarray, _Purpose]:
+        """One action, (1, A)."""
+        if state.left == 0:
+            if not len(state.pending):
+                chunk, then = self.then.act(obs, state.then)
+                state = replace(state, then=then, pending=chunk[: self.then.execute])
+            return state.pending[:1], replace(state, pending=state.pending[1:])
+        here = obs.state[:3].astype(np.float64)
+        arrived = state.goal is not None and not state.waits and np.linalg.norm(state.goal - here) < 0.02
+        if arrived or state.patience == 0:
+            state = self._choose(here, obs, state)
+        action = move(here, state.goal, state.grip, gain=2.5, limit=state.speed)
+        counted = replace(state, left=state.left - 1, patience=state.patience - 1, detour=state.detour + 1)
+        return action[None], counted
+
+    def _choose(self, here: np.ndarray, obs: Obs, state: _Purpose) -> _Purpose:
+        rng = state.rng
+        if state.goal is not None and not state.waits and rng.random() < self.jaws:
+            return replace(state, goal=here, grip=-state.grip, patience=int(rng.integers(5, 10)), waits=True)
+        keypoints = obs.scene.keypoints[np.isfinite(obs.scene.keypoints).all(-1)]
+        if len(keypoints) and rng.random() < self.things:
+            goal = rng.choice(keypoints) + rng.normal(0, 0.012, 3)
+        else:
+            wide, deep, high = self.reach
+            goal = np.array([rng.uniform(-wide, wide), rng.uniform(-deep, deep), TABLE_HEIGHT + rng.uniform(0, high)])
+        goal[2] = max(goal[2], TABLE_HEIGHT + 0.004)
+        return replace(state, goal=goal, patience=int(rng.integers(10, 30)), speed=rng.uniform(0.4, 1.0), waits=False)

@@ -1,0 +1,1 @@
+"""Experts that read the simulator's truth, one a task."""

@@ -1,0 +1,113 @@
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import envs  # noqa: F401  (registers the ids)
+from envs.types import MAIN_SIZE, WRIST_SIZE, Obs, Scene
+from policies.base import rollout
+from policies.scripted.experts import CLOSE, OPEN, FoldExpert, LiftExpert, Perturbed
+
+
+def over_cube(offset: tuple[float, float, float], opening: float, held: int = -1) -> Obs:
+    """The gripper at an offset from a cube on the table."""
+    cube = np.array([0.02, -0.03, 0.821], np.float32)
+    keypoints = np.full((4, 3), np.nan, np.float32)
+    keypoints[0] = cube
+    gripper = (cube + offset).astype(np.float32)
+    scene = Scene(keypoints=keypoints, held=held, stage=0, opening=opening, gripper=gripper)
+    state = np.array([*gripper, 0, 0, 0, opening], np.float32)
+    main, wrist = (np.zeros((size, size, 3), np.uint8) for size in (MAIN_SIZE, WRIST_SIZE))
+    return Obs(main, wrist, state, scene)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_lift_expert_lifts(seed):
+    """The expert is where all data comes from: a robot or controller that changed shows here first."""
+    env = gym.make("nextstate/Lift-v0").unwrapped
+    try:
+        episode = rollout(env, LiftExpert(), seed=seed, expert=LiftExpert()).episode
+    finally:
+        env.close()
+    assert episode.success[-1] and not episode.success[:-1].any() and len(episode) < 60
+    np.testing.assert_array_equal(episode.action, episode.expert)
+    assert not episode.action[:, 3:6].any(), "the expert turns the hand"
+
+
+def test_lift_expert_survives_disturbance():
+    """An expert that works from its own path only cannot label what a learner does wrong."""
+    env = gym.make("nextstate/Lift-v0").unwrapped
+    try:
+        episode = rollout(env, Perturbed(LiftExpert(), failures=0.0), seed=3, expert=LiftExpert()).episode
+    finally:
+        env.close()
+    assert episode.success[-1]
+    assert np.abs(episode.action - episode.expert)[:, :3].max() > 0.1, "nothing was disturbed"
+
+
+@pytest.mark.parametrize(
+    ("offset", "opening", "held", "grip", "direction"),
+    [
+        ((-0.08, 0.02, 0.20), 0.04, -1, OPEN, -1),  # far above: come down
+        ((0.06, 0.0, 0.01), 0.08, -1, OPEN, +1),  # low beside the cube: up, not through it
+        ((0.0, 0.0, 0.05), 0.02, -1, OPEN, +1),  # over it with closed jaws: wait for them above
+        ((0.003, 0.0, 0.002), 0.08, -1, CLOSE, 0),  # around it: close
+        ((0.003, 0.0, 0.002), 0.05, -1, CLOSE, 0),  # the jaws on their way: wait
+        ((0.003, 0.0, 0.002), 0.046, 0, CLOSE, +1),  # both pads touch: lift
+    ],
+)
+def test_lift_expert_is_a_function_of_the_scene(offset, opening, held, grip, direction):
+    """Hidden time in an expert gives one picture two labels."""
+    obs = over_cube(offset, opening, held)
+    action = LiftExpert().act(obs, None)[0]
+    assert action.shape == (1, 7) and action[0, -1] == grip
+    assert np.sign(np.trunc(5 * action[0, 2])) == direction
+    np.testing.assert_array_equal(action, LiftExpert().act(obs, None)[0])
+
+
+def over_corner(offset: tuple[float, float, float], opening: float, held: int, stage: int) -> Obs:
+    """The gripper at an offset from the near left corner of a flat cloth."""
+    corners = np.array([[-0.12, 0.12, 0.804], [-0.12, -0.12, 0.804], [0.12, 0.12, 0.804], [0.12, -0.12, 0.804]])
+    gripper = (corners[0] + offset).astype(np.float32)
+    scene = Scene(corners.astype(np.float32), held, stage, opening, gripper)
+    state = np.array([*gripper, 0, 0, 0, opening], np.float32)
+    main, wrist = (np.zeros((size, size, 3), np.uint8) for size in (MAIN_SIZE, WRIST_SIZE))
+    return Obs(main, wrist, state, scene)
+
+
+@pytest.mark.parametrize(
+    ("offset", "opening", "held", "stage", "grip", "direction"),
+    [
+        ((0.0, 0.0, 0.20), 0.08, -1, 0, OPEN, (0, 0, -1)),  # above: come down
+        ((0.10, 0.0, 0.01), 0.08, -1, 0, OPEN, (0, 0, +1)),  # low and aside: rise first, do not sweep the cloth
+        ((0.03, 0.0, 0.12), 0.08, -1, 0, OPEN, (-1, 0, -1)),  # down a funnel: nearer and lower at once
+        ((0.0, 0.0, 0.006), 0.08, -1, 0, CLOSE, (0, 0, 0)),  # there: close
+        ((0.014, 0.0, 0.10), 0.08, -1, 0, OPEN, (0, 0, -1)),  # a centimetre aside is near enough to go down
+        ((0.022, 0.0, 0.006), 0.05, -1, 0, CLOSE, (-1, 0, 0)),  # closing, and shaken: do not open again
+        ((0.0, 0.0, 0.006), 0.05, 0, 1, CLOSE, (0, 0, 0)),  # held, the jaws on their way: wait
+        ((0.10, 0.0, 0.12), 0.01, 0, 1, CLOSE, (+1, 0, 0)),  # held: carry to the far corner
+        ((0.275, 0.0, 0.010), 0.005, 0, 1, OPEN, (0, 0, 0)),  # beyond it and low: let go
+        ((0.295, 0.0, 0.015), 0.025, 0, 1, OPEN, (-1, 0, 0)),  # letting go, and shaken: do not close again
+        ((0.263, 0.0, 0.020), 0.005, 0, 1, OPEN, (+1, 0, -1)),  # a centimetre before that: let go on the way
+        ((0.10, 0.0, 0.12), 0.025, 0, 1, CLOSE, (0, 0, 0)),  # jaws that slip in mid-air: close before going on
+        ((0.1, -0.1, 0.01), 0.08, -1, 4, OPEN, (0, 0, +1)),  # all done: up and away
+        ((0.1, -0.1, 0.01), 0.01, 4, 4, OPEN, (0, 0, 0)),  # a wrong place: let go before rising
+    ],
+)
+def test_fold_expert_is_a_function_of_the_scene(offset, opening, held, stage, grip, direction):
+    """Hidden time in an expert gives one picture two labels; jaws that flap never grasp."""
+    action = FoldExpert().act(over_corner(offset, opening, held, stage), None)[0][0]
+    assert action[-1] == grip
+    np.testing.assert_array_equal(np.sign(np.trunc(5 * action[:3])), direction)
+
+
+def test_slips_open_and_close():
+    """Catches jaws that never close on nothing in the data: a learner then believes that it holds something."""
+    policy = Perturbed(FoldExpert(), noise=(0.1, 0.1), takeover=0.0, slip=0.05, failures=0.0)
+    for held, stage, offset, clean in ((-1, 0, (0.0, 0.0, 0.2), OPEN), (0, 1, (0.1, 0.0, 0.12), CLOSE)):
+        obs, state, grips = over_corner(offset, 0.08 if clean == OPEN else 0.01, held, stage), policy.init("", 3), []
+        for _ in range(400):
+            action, state = policy.act(obs, state)
+            grips.append(action[0, -1])
+        wrong = np.array(grips) == -clean
+        runs = np.diff(np.flatnonzero(np.diff(np.concatenate([[0], wrong, [0]]))))[::2]
+        assert 0.1 < wrong.mean() < 0.5 and runs.min() >= 3

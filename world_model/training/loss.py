@@ -1,0 +1,139 @@
+"""What the world model is taught: the next ids of everything, and the drafts in parallel beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from envs.types import STATE_DIM
+from world_model.tokens.layout import FLAGS, IMAGE_IDS, KEYPOINT_IDS, Sequence, Window
+from world_model.tokens.vocab import Block
+
+if TYPE_CHECKING:
+    from world_model.model import WorldModel
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What one id weighs. Emu3 gives vision half of the rest."""
+
+    image: float = 0.5
+    state: float = 1.0
+    action: float = 3.0  # acting is what all of this is for, and its 15 ids stand beside 80 of the image
+    belief: float = 2.0
+    value: float = 2.0  # of the one id that says how good it is to be there; the other beliefs are fourteen
+    causal: float = 1.0  # times the above, for the next-token reading of clean ids
+    changed: float = 4.0  # times the image's, for ids that differ from the current frame's
+    causal_images: int = 1  # model steps at a window's end whose image is also read id by id; all cost 15 % more
+
+
+@dataclass(frozen=True)
+class Losses:
+    """total: what to minimise, nats an id, weighted. parts: mean nats an id of each kind, detached."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+def hidden_by_step(model: WorldModel, window: Window, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states of a batch of windows (B, S steps), each (B, S, n, width): of the clean ids of every model step,
+    of the draft that acts and believes there, and of the draft that says what follows the chunk.
+
+    first: number of the first model step, so that every rotary position a long imagination reaches is trained.
+    """
+    at, sequence = model.layout, Sequence(model.layout, window.action.shape[1])
+    ids = sequence.ids(window)  # (B, L)
+    h, _ = model.run(ids, sequence.slots, sequence.kinds, sequence.positions(first), sequence.pieces)
+    by_step = h[:, at.instruction :].unflatten(1, (-1, sequence.stride))  # (B, S, stride, width)
+    return by_step.split([at.step, at.act, at.next], dim=2)
+
+
+def window_losses(model: WorldModel, window: Window, first: int = 0) -> Losses:
+    """Teach a batch of windows (B, S steps). first: as `hidden_by_step` takes it."""
+    at = model.layout
+    clean, act, following = hidden_by_step(model, window, first)
+
+    def ahead(slots: slice) -> Tensor:
+        """Hidden states from which the next-token reading says these slots: one place earlier."""
+        return clean[:, :, slots.start - 1 : slots.stop - 1]
+
+    def exact(h: Tensor, block: Block, target: Tensor) -> Tensor:
+        return exact_nats(model, h, block, target)
+
+    def code(h: Tensor, target: Tensor, current: Tensor | None = None) -> Tensor:
+        return -model.codes(h, current).log_prob(target)
+
+    def smooth(h: Tensor, block: Block, target: Tensor) -> Tensor:
+        return smooth_nats(model, h, block, target)
+
+    # What is there, (B, S, n), and how much of it counts, (B, S, 1).
+    vocab, w = model.vocab, model.config.weights
+    now, then = slice(None, -1), slice(1, None)
+    here, arrives, advised = (each[..., None] for each in (window.here[:, now], window.arrives, window.advised))
+    image, state = window.image[:, now], window.state[:, now]
+    next_image, next_state = window.image[:, then], window.state[:, then]
+    moved = vocab.state.size // 2 + next_state - state  # an edit of this state, in bins around the middle
+    changed = 1 + (w.changed - 1) * (next_image != image)
+    expert_coefs, expert_gripper = window.expert[..., :-1], window.expert[..., -1:]
+
+    # Which hidden states say it.
+    spelled = slice(-w.causal_images, None) if w.causal_images else slice(0)
+    image_h = torch.cat([ahead(at.main), ahead(at.wrist)], dim=2)[:, spelled]
+    next_h, next_state_h, next_belief_h = following.split([IMAGE_IDS, STATE_DIM, at.beliefs], dim=2)
+    belief_h, action_h = act.split([at.beliefs, at.num_coefs + 1], dim=2)
+    coefs, gripper = slice(at.action.start, at.action.stop - 1), slice(at.action.stop - 1, at.action.stop)
+
+    def beliefs(name: str, h: Tensor, when: slice, counts: Tensor) -> dict[str, tuple]:
+        """h (B, S, 15, width): value, success, held, keypoints."""
+        value_h, flags_h, points_h = h.split([1, FLAGS, KEYPOINT_IDS], dim=2)
+        value, points = at.value_to_bins(window.value[:, when, None]), window.keypoints[:, when]
+        told = counts * torch.isfinite(value)
+        # Where some keypoints are known, one that is not does not exist: it stands in bin 0, which is a belief too.
+        known = counts * torch.isfinite(points).any(-1, keepdim=True)
+        return {
+            f"{name}value": (w.value, smooth(value_h, vocab.value, value.nan_to_num(0.0)), told),
+            f"{name}flags": (w.belief, exact(flags_h, at.flag, window.flags[:, when]), counts),
+            f"{name}keypoints": (w.belief, smooth(points_h, vocab.state, points.nan_to_num(0.0)), known),
+        }
+
+    terms = {  # name: (weight of an id, nats (B, S, n), which of them count (B, S, 1 or n))
+        "image": (w.image * w.causal, code(image_h, image[:, spelled]), here[:, spelled]),
+        "state": (w.state * w.causal, smooth(ahead(at.state), vocab.state, state), here),
+        "action": (w.action * w.causal, smooth(ahead(coefs), vocab.action, expert_coefs), advised),
+        "gripper": (w.action * w.causal, exact(ahead(gripper), vocab.gripper, expert_gripper), advised),
+        "expert_action": (w.action, smooth(action_h[:, :, :-1], vocab.action, expert_coefs), advised),
+        "expert_gripper": (w.action, exact(action_h[:, :, -1:], vocab.gripper, expert_gripper), advised),
+        "next_image": (w.image, code(next_h, next_image, image), arrives * changed),
+        "next_state": (w.state, smooth(next_state_h, vocab.state, moved), arrives),
+        **beliefs("", belief_h, now, here),
+        **beliefs("next_", next_belief_h, then, arrives),
+    }
+    total = sum(weight * (nats * counts).sum() for weight, nats, counts in terms.values())
+    full = sum(weight * nats.numel() for weight, nats, _ in terms.values())
+    parts = {
+        name: (nats * counts).sum().detach() / counts.expand_as(nats).sum().clamp_min(1.0)
+        for name, (_, nats, counts) in terms.items()
+    }
+    return Losses(total / full, parts)
+
+
+def exact_nats(model: WorldModel, h: Tensor, block: Block, target: Tensor) -> Tensor:
+    """Cross-entropy of local numbers. h (..., n, width), target (..., n) -> (..., n)."""
+    logits = model.logits(h, block)
+    return F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view(target.shape)
+
+
+def smooth_nats(model: WorldModel, h: Tensor, block: Block, target: Tensor) -> Tensor:
+    """Cross-entropy against `soft_bins` of the target. (..., n) -> (..., n)."""
+    wanted = soft_bins(target.float(), block.size, model.config.smoothing)
+    return -(wanted * model.logits(h, block).log_softmax(-1)).sum(-1)
+
+
+def soft_bins(target: Tensor, size: int, smoothing: float) -> Tensor:
+    """What to say of numbers (...) that may lie between bins: a Gaussian around them, (..., size)."""
+    away = (torch.arange(size, device=target.device) - target[..., None].clamp(0, size - 1)) / smoothing
+    return (-0.5 * away.square()).softmax(-1)
