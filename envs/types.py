@@ -1,35 +1,214 @@
-"""The data types every room shares. Frozen values, numpy only, no simulator.
+"""The data types that every package shares. Frozen values, numpy only, no simulator.
 
 Shape legend of the whole project
-    B  batch                        M  control steps a chunk
-    N  candidate futures            K  vision ids a frame
-    T  control steps of an episode  A  action dimensions (7: OSC_POSE dx dy dz, drx dry drz, gripper)
-    S  model steps (one a chunk)    P  robot-state dimensions (7: position 3, rotation vector 3, opening 1)
+    B  batch, R robots              M  control steps a chunk
+    N  candidate futures            K  vision ids of all cameras
+    T  control steps of an episode  A  action dimensions
+    S  model steps (one a chunk)    P  robot-state dimensions
     H  horizon in model steps       L  sequence length
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
-MAIN_SIZE = 64  # pixels, height and width of the main camera
-WRIST_SIZE = 32  # pixels, height and width of the wrist camera
-STATE_DIM = 7
-ACTION_DIM = 7
-NUM_KEYPOINTS = 4  # cloth corners; a task with fewer leaves the rest NaN
-CONTROL_HZ = 20
-TABLE_HEIGHT = 0.8  # metres
+HELD_NOTHING, HELD_UNKNOWN = -1, -2
+
+
+@dataclass(frozen=True)
+class CameraSpec:
+    """One camera: pixels, multiples of the frame tokenizer's patch."""
+
+    name: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """One dimension of the robot's state. low, high: its range, infinite where nobody knows it before training.
+
+    Three dimensions in metres whose names end in `.x`, `.y` and `.z` after the same prefix are a position.
+    """
+
+    name: str
+    low: float = -math.inf
+    high: float = math.inf
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """One dimension of an action, in the robot's own units. A gripper is commanded to one of its ends, low to open."""
+
+    name: str
+    low: float = -1.0
+    high: float = 1.0
+    gripper: bool = False
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a robot shows and takes: whatever the rest of the project knows of a robot, it knows from here.
+
+    control_hz: control steps a second. keypoints: names of the places in space that the simulator tells, maybe none.
+    workspace: the corners (3,) and (3,) in metres of the box in which keypoints lie.
+    """
+
+    cameras: tuple[CameraSpec, ...]
+    state: tuple[StateSpec, ...]
+    action: tuple[ActionSpec, ...]
+    control_hz: float
+    keypoints: tuple[str, ...] = ()
+    workspace: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
+
+    def __post_init__(self) -> None:
+        for kind in ("cameras", "state", "action"):
+            names = [part.name for part in getattr(self, kind)]
+            if len(set(names)) != len(names):
+                raise ValueError(f"a spec's `{kind}` must have different names, got {', '.join(names)}")
+        if not self.cameras or not self.action:
+            raise ValueError("a spec needs at least one camera and one action dimension")
+        if not (math.isfinite(self.control_hz) and self.control_hz > 0):
+            raise ValueError(f"a spec's `control_hz` must be positive, got {self.control_hz}")
+        for part in (*self.state, *self.action):
+            if not part.low < part.high:
+                raise ValueError(f"the range of `{part.name}` must not be empty, got {part.low} to {part.high}")
+        if self.keypoints and self.workspace is None:
+            raise ValueError("a spec with keypoints needs the `workspace` in which they lie")
+
+    # Ranges as arrays, and what lies where.
+
+    @property
+    def state_low(self) -> np.ndarray:
+        """(P,) f32."""
+        return np.array([part.low for part in self.state], np.float32)
+
+    @property
+    def state_high(self) -> np.ndarray:
+        """(P,) f32."""
+        return np.array([part.high for part in self.state], np.float32)
+
+    @property
+    def action_low(self) -> np.ndarray:
+        """(A,) f32."""
+        return np.array([part.low for part in self.action], np.float32)
+
+    @property
+    def action_high(self) -> np.ndarray:
+        """(A,) f32."""
+        return np.array([part.high for part in self.action], np.float32)
+
+    @property
+    def grippers(self) -> tuple[int, ...]:
+        """Indices of the action dimensions that are grippers."""
+        return tuple(i for i, part in enumerate(self.action) if part.gripper)
+
+    @property
+    def positions(self) -> tuple[tuple[int, int, int], ...]:
+        """Indices of the state dimensions that are positions in metres, three each: of one hand, of two, or none."""
+        where = {part.name: i for i, part in enumerate(self.state) if part.unit == "m"}
+        prefixes = [name.removesuffix(".x") for name in where if name.endswith(".x")]
+        found = [tuple(where.get(f"{prefix}.{axis}", -1) for axis in "xyz") for prefix in prefixes]
+        return tuple(triple for triple in found if min(triple) >= 0)
+
+    @property
+    def rest(self) -> np.ndarray:
+        """(A,) f32, the action that stands for doing nothing: 0 where the range holds it; grippers open."""
+        none = np.clip(0.0, self.action_low, self.action_high).astype(np.float32)
+        none[list(self.grippers)] = self.action_low[list(self.grippers)]
+        return none
+
+    def outside(self, state: np.ndarray) -> dict[str, int]:
+        """How many values of state (..., P) leave the range, by the dimension's name; only what leaves it."""
+        flat = state.reshape(-1, len(self.state))
+        count = ((flat < self.state_low) | (flat > self.state_high)).sum(0)
+        return {part.name: int(n) for part, n in zip(self.state, count, strict=True) if n}
+
+    def with_ranges(self, low: np.ndarray, high: np.ndarray) -> Spec:
+        """The same with state ranges (P,) where it says none."""
+        state = tuple(
+            replace(part, low=float(a) if math.isinf(part.low) else part.low,
+                    high=float(b) if math.isinf(part.high) else part.high)
+            for part, a, b in zip(self.state, low, high, strict=True)
+        )  # fmt: skip
+        return replace(self, state=state)
+
+    # Two specs that meet.
+
+    def differences(self, other: Spec) -> list[str]:
+        """What differs, in words; an unknown range differs from nothing. Empty where both are the same robot."""
+        found = []
+        for kind in ("cameras", "state", "action"):
+            ours, theirs = ({part.name: part for part in getattr(spec, kind)} for spec in (self, other))
+            if list(ours) != list(theirs):
+                found.append(f"{kind} {', '.join(ours) or 'none'} against {', '.join(theirs) or 'none'}")
+                continue
+            found += [f"{kind} `{name}`: {text}" for name in ours for text in _unlike(ours[name], theirs[name])]
+        for name in ("control_hz", "keypoints", "workspace"):
+            a, b = getattr(self, name), getattr(other, name)
+            if a != b:
+                found.append(f"{name} {a} against {b}")
+        return found
+
+    def require(self, other: Spec, ours: str, theirs: str) -> None:
+        """ValueError where the two differ; `ours` and `theirs` name what they belong to."""
+        found = self.differences(other)
+        if found:
+            raise ValueError(f"{ours} and {theirs} are of different robots: {'; '.join(found)}")
+
+    # JSON, which has no infinity.
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        raw = asdict(self)
+        for part in (*raw["state"], *raw["action"]):
+            part |= {end: None if math.isinf(part[end]) else part[end] for end in ("low", "high")}
+        return raw
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Spec:
+        """The inverse of `to_dict`. ValueError where it is no spec."""
+        try:
+            workspace = raw["workspace"]
+            return cls(
+                cameras=tuple(CameraSpec(**camera) for camera in raw["cameras"]),
+                state=tuple(StateSpec(**_ranged(part)) for part in raw["state"]),
+                action=tuple(ActionSpec(**_ranged(part)) for part in raw["action"]),
+                control_hz=raw["control_hz"],
+                keypoints=tuple(raw["keypoints"]),
+                workspace=None if workspace is None else tuple(tuple(corner) for corner in workspace),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is not the spec of a robot: {error!r}") from error
+
+
+def _ranged(part: Mapping[str, Any]) -> dict[str, Any]:
+    ends = (("low", -math.inf), ("high", math.inf))
+    return {**part, **{end: unknown if part[end] is None else part[end] for end, unknown in ends}}
+
+
+def _unlike(a: CameraSpec | StateSpec | ActionSpec, b: CameraSpec | StateSpec | ActionSpec) -> list[str]:
+    found = []
+    for f in fields(a):
+        mine, other = getattr(a, f.name), getattr(b, f.name)
+        unknown = any(isinstance(value, float) and math.isinf(value) for value in (mine, other))
+        if mine != other and not unknown:
+            found.append(f"{f.name} {mine} against {other}")
+    return found
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
     """What only the simulator knows. Experts and labels read it; a learned policy never does.
 
-    keypoints: (4, 3) f32, metres in the world frame. Fold: the corners near-left, near-right, far-left,
-        far-right. Lift: the cube's centre first. Unused rows are NaN.
-    held: index of the keypoint that the gripper holds, -1 for nothing, 4 for a place that is no keypoint.
+    keypoints: (n, 3) f32, metres in the world frame, those that the spec names. Unused rows are NaN.
+    held: index of the keypoint that the gripper holds, -1 for nothing, n for a place that is no keypoint.
     stage: index of the subtask that is to be done now.
     opening: gap between the fingers, metres.
     gripper: (3,) f32, grip site in the world frame, metres.
@@ -52,31 +231,43 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Obs:
-    """What the robot sees. Leading batch dimensions are free, and the same for every field.
+class Observation:
+    """What the robot sees. Leading dimensions are free (time, robots), and the same for every field.
 
-    main: (..., 64, 64, 3) u8; wrist: (..., 32, 32, 3) u8; state: (..., P) f32: gripper position in m,
-    rotation vector relative to pointing down in rad, opening in m.
-    scene: the simulator's truth, `None` outside simulation.
+    images: camera name -> (..., h, w, 3) u8. state: (..., P) f32.
     """
 
-    main: np.ndarray
-    wrist: np.ndarray
+    images: dict[str, np.ndarray]
     state: np.ndarray
-    scene: Scene | None = None
 
-    def check(self) -> Obs:
+    def check(self, spec: Spec) -> Observation:
         """Raise ValueError naming the field whose shape, dtype or values are wrong; return self."""
         lead = self.state.shape[:-1]
-        expect = {"main": (*lead, MAIN_SIZE, MAIN_SIZE, 3), "wrist": (*lead, WRIST_SIZE, WRIST_SIZE, 3)}
-        for name, shape in expect.items():
-            value = getattr(self, name)
+        if list(self.images) != [camera.name for camera in spec.cameras]:
+            wanted = ", ".join(camera.name for camera in spec.cameras)
+            raise ValueError(f"observation `images` must be of the cameras {wanted}, got {', '.join(self.images)}")
+        for camera in spec.cameras:
+            value, shape = self.images[camera.name], (*lead, camera.height, camera.width, 3)
             if value.shape != shape or value.dtype != np.uint8:
-                raise ValueError(f"observation `{name}` must be uint8 {shape}, got {value.dtype} {value.shape}")
-        if self.state.shape[-1] != STATE_DIM:
-            raise ValueError(f"observation `state` must end in {STATE_DIM} dimensions, got {self.state.shape}")
+                raise ValueError(f"image `{camera.name}` must be uint8 {shape}, got {value.dtype} {value.shape}")
+        if self.state.shape[-1] != len(spec.state) or self.state.dtype != np.float32:
+            raise ValueError(
+                f"observation `state` must be float32 with {len(spec.state)} dimensions, "
+                f"got {self.state.dtype} {self.state.shape}"
+            )
         check_finite("observation `state`", self.state)
         return self
+
+    def __getitem__(self, index: Any) -> Observation:
+        """Some of the leading dimension."""
+        return Observation({name: image[index] for name, image in self.images.items()}, self.state[index])
+
+    @classmethod
+    def stack(cls, observations: Sequence[Observation]) -> Observation:
+        """A new leading dimension."""
+        names = observations[0].images
+        images = {name: np.stack([obs.images[name] for obs in observations]) for name in names}
+        return cls(images, np.stack([obs.state for obs in observations]))
 
 
 def check_finite(name: str, value: np.ndarray) -> np.ndarray:
@@ -88,74 +279,87 @@ def check_finite(name: str, value: np.ndarray) -> np.ndarray:
     return value
 
 
-def check_action(action: np.ndarray) -> np.ndarray:
-    """Return a (..., A) action clipped to [-1, 1]; raise ValueError for a wrong shape or NaN."""
+def check_action(action: np.ndarray, spec: Spec) -> np.ndarray:
+    """Return an action (..., A) f32 clipped to its range; raise ValueError for a wrong shape or NaN."""
     action = np.asarray(action, dtype=np.float32)
-    if action.shape[-1:] != (ACTION_DIM,):
-        raise ValueError(f"an action must end in {ACTION_DIM} dimensions, got {action.shape}")
-    return np.clip(check_finite("action", action), -1.0, 1.0)
+    if action.shape[-1:] != (len(spec.action),):
+        raise ValueError(f"an action must end in {len(spec.action)} dimensions, got {action.shape}")
+    return np.clip(check_finite("action", action), spec.action_low, spec.action_high)
 
 
 @dataclass(frozen=True)
 class Episode:
     """One recorded attempt: T control steps, T + 1 observations.
 
-    `action` is what was executed, `expert` what the expert would have done in the same state (NaN rows
-    where there was none to ask). `subtask` holds for each step an index into `subtask_names`. The first `detour`
-    control steps did not serve the task (play, given actions): what followed them says nothing of how good it was to
-    be where they were taken.
+    `action` is what was executed, `expert` what the expert would have done in the same state (NaN rows where there
+    was none to ask). `subtask` holds for each step an index into `subtask_names`. The first `off_task_steps` control
+    steps did not serve the task (play, given actions): what followed them says nothing of how good it was to be where
+    they were taken.
     """
 
-    main: np.ndarray  # (T + 1, 64, 64, 3) u8
-    wrist: np.ndarray  # (T + 1, 32, 32, 3) u8
+    images: dict[str, np.ndarray]  # camera name -> (T + 1, h, w, 3) u8
     state: np.ndarray  # (T + 1, P) f32
-    action: np.ndarray  # (T, A) f32 in [-1, 1]
-    expert: np.ndarray  # (T, A) f32 in [-1, 1] or NaN
+    action: np.ndarray  # (T, A) f32 within the spec's range
+    expert: np.ndarray  # (T, A) f32 within the spec's range, or NaN
     reward: np.ndarray  # (T,) f32
     success: np.ndarray  # (T + 1,) bool
     progress: np.ndarray  # (T + 1,) f32 in [0, 1]
-    keypoints: np.ndarray  # (T + 1, 4, 3) f32, NaN where unused
-    held: np.ndarray  # (T + 1,) i8, as in `Scene`
+    keypoints: np.ndarray  # (T + 1, n, 3) f32, NaN where unused
+    held: np.ndarray  # (T + 1,) i8, as in `Scene`; HELD_UNKNOWN where the simulator does not say
     subtask: np.ndarray  # (T,) i16
     subtask_names: tuple[str, ...]
     instruction: str
     env_id: str
     seed: int
+    spec: Spec
     split: str = "train"
     source: str = "sim"  # sim | imagined | robot
-    control_hz: int = CONTROL_HZ
-    detour: int = 0
+    off_task_steps: int = 0
+    terminated: bool = False  # the environment ended it
+    truncated: bool = False  # a step limit ended it
     versions: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.action)
 
     def __post_init__(self) -> None:
-        steps = len(self.action)
-        shapes = {
-            "main": (steps + 1, MAIN_SIZE, MAIN_SIZE, 3), "wrist": (steps + 1, WRIST_SIZE, WRIST_SIZE, 3),
-            "state": (steps + 1, STATE_DIM), "action": (steps, ACTION_DIM), "expert": (steps, ACTION_DIM),
-            "reward": (steps,), "success": (steps + 1,), "progress": (steps + 1,),
-            "keypoints": (steps + 1, NUM_KEYPOINTS, 3), "held": (steps + 1,), "subtask": (steps,),
+        steps, spec = len(self.action), self.spec
+        self.obs(slice(None)).check(spec)
+        expected = {
+            "state": ((steps + 1, len(spec.state)), np.float32), "action": ((steps, len(spec.action)), np.float32),
+            "expert": ((steps, len(spec.action)), np.float32), "reward": ((steps,), np.float32),
+            "success": ((steps + 1,), np.bool_), "progress": ((steps + 1,), np.float32),
+            "keypoints": ((steps + 1, len(spec.keypoints), 3), np.float32), "held": ((steps + 1,), np.int8),
+            "subtask": ((steps,), np.int16),
         }  # fmt: skip
-        for name, shape in shapes.items():
-            if getattr(self, name).shape != shape:
-                raise ValueError(f"episode field `{name}` must have shape {shape}, got {getattr(self, name).shape}")
-        for name in ("state", "action", "reward", "progress"):
+        for name, (shape, dtype) in expected.items():
+            value = getattr(self, name)
+            if value.shape != shape or value.dtype != dtype:
+                raise ValueError(
+                    f"episode field `{name}` must be {np.dtype(dtype).name} {shape}, got {value.dtype} {value.shape}"
+                )
+        for name in ("action", "reward", "progress"):
             check_finite(f"episode field `{name}`", getattr(self, name))
         for name in ("action", "expert"):
-            if np.nanmax(np.abs(getattr(self, name)), initial=0.0) > 1.0 + 1e-6:
-                raise ValueError(f"episode field `{name}` leaves [-1, 1]")
+            value = getattr(self, name)
+            slack = 1e-6 * np.maximum(1.0, np.abs(spec.action_high))
+            outside = (value < spec.action_low - slack) | (value > spec.action_high + slack)
+            if outside.any():
+                dim = spec.action[int(np.argwhere(outside)[0, 1])]
+                raise ValueError(f"episode field `{name}` leaves the range of `{dim.name}`, {dim.low} to {dim.high}")
         if steps and not 0 <= self.subtask.min() <= self.subtask.max() < len(self.subtask_names):
             raise ValueError("episode field `subtask` points outside `subtask_names`")
+        for name, kind in (("seed", int), ("off_task_steps", int), ("terminated", bool), ("truncated", bool)):
+            if type(getattr(self, name)) is not kind:
+                raise ValueError(f"episode field `{name}` must be a plain {kind.__name__}, got {getattr(self, name)!r}")
 
-    def obs(self, step: int | slice) -> Obs:
+    def obs(self, step: int | slice) -> Observation:
         """The observation before control step `step` (a slice gives a leading time dimension)."""
-        return Obs(self.main[step], self.wrist[step], self.state[step])
+        return Observation({name: image[step] for name, image in self.images.items()}, self.state[step])
 
     @classmethod
     def array_names(cls) -> tuple[str, ...]:
-        """The fields that are arrays, in the order they are kept on disk."""
+        """The fields that are single arrays, in the order they are kept on disk."""
         return tuple(f.name for f in fields(cls) if f.type == "np.ndarray")
 
     def with_versions(self, **versions: str) -> Episode:
