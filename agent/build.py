@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
-from agent.launch.processes import available_cores
+from agent.launch.processes import available_cores  # noqa
 from agent.launch.settings import from_settings
 from envs.adapter import Adapter, AdapterConfig, vector
 from envs.types import Spec
