@@ -13,9 +13,9 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
-from agent.launch.processes import available_cores  # noqa
-from agent.launch.settings import from_settings
+from agent.launch.processes import available_cores
 from envs.adapter import Adapter, AdapterConfig, vector
+from envs.data.settings import from_settings
 from envs.types import Spec
 from policies.base import Policy, SinglePolicy
 from policies.scripted.perturbed import Perturbed
@@ -205,8 +205,8 @@ def make_policy(config: PolicyConfig, env: EnvConfig, envs: VectorEnv) -> Policy
         case "branch":
             raise ValueError("policy=branch is for agent.collect: it records several futures of one state")
     # the rest needs torch, which collecting from an expert does without
-    from agent.planning.policies import ModelPolicy, PlanningPolicy
     from agent.planning.planner import Planner, PlannerConfig
+    from agent.planning.policies import ModelPolicy, PlanningPolicy
     from agent.planning.simulator import ORACLE_BUDGET, OraclePolicy
 
     if config.name == "model":

@@ -22,7 +22,7 @@ from agent.collection.branching import BranchConfig, branch, uncertainty_of
 from agent.evaluation.provenance import checkpoint_identity
 from agent.launch import processes
 from agent.launch.command import claim, clear_errors, log_run, versions
-from agent.launch.settings import from_settings
+from envs.data.settings import from_settings
 from envs import preflight
 from envs.data.store import EpisodeError, EpisodeStore
 from envs.types import Episode

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from agent.build import EnvConfig, PolicyConfig, RunConfig, env_config, make_envs, make_policy
 from agent.evaluate import Outcome, identity, make_report, table
 from agent.launch.command import clear_errors
-from agent.launch.settings import from_settings
+from envs.data.settings import from_settings
 from agent.planning.policies import ModelPolicy, PlanningPolicy
 from agent.planning.planner import Plan
 from agent.viz.film import Film, Future, Moment, draw, film, sheet

@@ -30,7 +30,7 @@ from agent.collection.counterfactual import CounterfactualJob, Futures, Watched
 from agent.evaluation.provenance import checkpoint_identity, provenance
 from agent.launch import processes
 from agent.launch.command import clear_errors, log_run
-from agent.launch.settings import from_settings
+from envs.data.settings import from_settings
 from envs import preflight
 from envs.data.files import to_json, write_whole
 from policies.rollout import Step, rollout

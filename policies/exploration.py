@@ -43,8 +43,7 @@ class _Purpose:
 
     rng: of this episode. left: control steps of play before another policy takes over, whose state is `then`; pending:
     (n, A), what it has still to do of its chunk. goal: (3,) m. grip: OPEN or CLOSE. patience: control steps before
-    another purpose is chosen. speed: of the largest action. waits: for its jaws. off_task_steps: control steps of play so
-    far.
+    another purpose is chosen. speed: of the largest action. waits: for its jaws. off_task_steps: of play so far.
     """
 
     rng: np.random.Generator

@@ -70,7 +70,7 @@ def test_random_motion_is_smooth_and_repeats_itself():
 
 
 def test_random_motion_uses_the_whole_range_of_any_robot():
-    """Catches a policy that takes every robot for one that is commanded from -1 to 1, or its last dimension for jaws."""
+    """Catches a policy that takes every robot for one commanded from -1 to 1, or its last dimension for jaws."""
     action = (ActionSpec("jaw", 0, 255, gripper=True), ActionSpec("angle", -3, -1))
     policy = RandomPolicy(Spec((CameraSpec("eye", 8, 8),), (), action, control_hz=50))
     state, actions = policy.init("", 0), []

@@ -83,7 +83,8 @@ def test_without_expert_labels_are_nan():
 def test_many_robots_do_what_each_would_do_alone(robots):
     """Catches robots that get each other's observations, seeds, states, chunks or ends, and seeds that get lost."""
     with closing(reach_envs(robots)) as envs:
-        together = {r.episode.seed: r for r in rollout(envs, Forward(execute=2), range(7), Forward(execute=1, speed=0.5))}
+        runs = rollout(envs, Forward(execute=2), range(7), Forward(execute=1, speed=0.5))
+        together = {run.episode.seed: run for run in runs}
     assert sorted(together) == list(range(7))
     for seed, other in together.items():
         alone = run(Forward(execute=2), seed, expert=Forward(execute=1, speed=0.5))
