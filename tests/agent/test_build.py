@@ -49,7 +49,7 @@ def test_the_words_of_a_plugin():
         "env=plugin", "env.id=my_robot.envs:Reach-v0", "policy=plugin", "policy.target=my_robot.policies:MyPolicy",
         "env.instruction=reach the mark", "env.image_size=96", "env.grippers=[3]", "+policy.options.gain=2", "out=x",
     )  # fmt: skip
-    assert (run.env.id, run.env.label, run.env.adapter.image_size) == ("my_robot.envs:Reach-v0", "reach-v0", 96)
+    assert (run.env.id, run.env.label, run.env.adapter.image_size) == ("my_robot.envs:Reach-v0", "plugin", 96)
     assert run.env.grippers == (3,) and run.policy.options == {"gain": 2} and run.policy.label == run.policy.target
 
 
