@@ -68,7 +68,8 @@ def test_a_disturbed_foreign_expert():
     """Catches disturbances that are measured in our robot's units, or that leave another's range."""
     policy = PolicyConfig(name="perturbed", perturb={"noise": (0.3, 0.3)})
     with closing(make_envs(MARK)) as envs:
-        (run,) = rollout(envs, make_policy(policy, MARK, envs), [0], require_expert(MARK, envs.get_attr("robot_spec")[0]))
+        expert = require_expert(MARK, envs.get_attr("robot_spec")[0])
+        (run,) = rollout(envs, make_policy(policy, MARK, envs), [0], expert)
     off = np.abs(run.episode.action - run.episode.expert)
     assert 0.005 < off.mean() < 0.15 and np.abs(run.episode.action).max() <= 0.2 + 1e-6
 

@@ -1,6 +1,7 @@
 """The demo on a small made-up world, and the pictures that it draws."""
 
 import json
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,11 +13,14 @@ import pytest
 import torch
 
 from agent import demo
-from agent.build import EnvConfig, PolicyConfig, from_settings
-from agent.planning.agent import ModelPolicy, PlanningPolicy
+from agent.build import EnvConfig, PolicyConfig
 from agent.planning.objective import Objective
 from agent.planning.planner import Planner, PlannerConfig
+from agent.planning.policies import ModelPolicy, PlanningPolicy
 from agent.viz.film import CHOSEN, HEADER, OWN, VIEW, Future, Moment, draw, film, sheet
+from envs.adapter import Adapter, AdapterConfig, vector
+from envs.data.settings import from_settings
+from envs.sim.table import SPEC
 
 M, A, STEPS = 8, 7, 12
 
@@ -24,7 +28,13 @@ M, A, STEPS = 8, 7, 12
 class World(gym.Env):
     """Counts control steps; its camera's brightness is the count. Ends with success after STEPS."""
 
-    instruction, criterion, horizon = "fold the cloth in half", "twelve steps", 20
+    robot_spec = SPEC
+    instruction, criterion, render_mode = "fold the cloth in half", "twelve steps", "rgb_array"
+    observation_space = gym.spaces.Dict(
+        {c.name: gym.spaces.Box(0, 255, (c.height, c.width, 3), np.uint8) for c in SPEC.cameras},
+        state=gym.spaces.Box(-np.inf, np.inf, (7,), np.float32),
+    )
+    action_space = gym.spaces.Box(-1, 1, (7,), np.float32)
 
     def __init__(self) -> None:
         self.count, self.loads = 0, 0
@@ -48,7 +58,7 @@ class World(gym.Env):
     def info(self):
         done = self.count >= STEPS
         return {
-            "instruction": self.instruction, "success": done, "progress": min(self.count / STEPS, 1.0),
+            "success": done, "progress": min(self.count / STEPS, 1.0),
             "subtask": "count", "score": {"softgym": 0.9},
         }  # fmt: skip
 
@@ -62,26 +72,39 @@ class World(gym.Env):
         self.count, self.loads = state, self.loads + 1
 
 
+@dataclass(frozen=True)
+class Futures:
+    """What is read of an imagination, (R, N, H) each."""
+
+    value: torch.Tensor
+    success: torch.Tensor
+    uncertainty: torch.Tensor
+    ids: torch.Tensor
+
+    def __getitem__(self, robot):
+        return Futures(*(getattr(self, f.name)[robot] for f in fields(self)))
+
+
 class Model:
     """Imagines frames whose brightness is 100 + the control step at which they were imagined."""
 
-    def prefill(self, history):
-        return int(history.steps[-1][0].state[0])
+    spec = SPEC
+    actions = SimpleNamespace(coefs=(4, 4, 4, 0, 0, 2, 0))
 
-    def propose(self, cache, n, temperature, generator=None):
-        return torch.zeros(n, M, A)
+    def prefill(self, histories):
+        return [int(history.steps[-1][0].state[0]) for history in histories]
+
+    def propose(self, cache, n, temperature, generators):
+        return torch.zeros(len(cache), n, M, A)
 
     def imagine(self, cache, actions, decode="parallel", follow=0):
-        value = actions[..., 0].mean(-1) + 0.5
-        ids = torch.full((*actions.shape[:2], 64), 100 + cache)
-        return SimpleNamespace(
-            value=value, success=torch.zeros_like(value), uncertainty=torch.zeros_like(value), main_ids=ids
-        )
+        value = actions[..., 0].mean(-1) + 0.5  # (R, N, H)
+        ids = 100 + torch.tensor(cache)[:, None, None].expand(value.shape)
+        return Futures(value, torch.zeros_like(value), torch.zeros_like(value), ids)
 
-    def paint(self, imagined, rows):
-        brightness = imagined.main_ids[rows, :, 0].to(torch.uint8)  # (n, H)
-        frames = brightness[..., None, None, None].expand(*brightness.shape, 64, 64, 3)
-        return frames, frames[..., :32, :32, :]
+    def decode_frames(self, imagined, rows):
+        brightness = imagined.ids[rows].to(torch.uint8)[..., None, None, None]  # (n, H, 1, 1, 1)
+        return {"main": brightness.expand(*brightness.shape[:2], 64, 64, 3)}
 
 
 class Text:
@@ -96,15 +119,18 @@ def policy(execute: int = 2) -> PlanningPolicy:
 
 def config(tmp_path: Path, name: str = "planner") -> demo.DemoConfig:
     (tmp_path / "manifest.json").write_text("{}")
-    env = EnvConfig("fold_half", "nextstate/FoldHalf-v0", "seen")
-    return demo.DemoConfig(env, PolicyConfig(name, checkpoint=str(tmp_path)), 0, tmp_path / "out", futures=5)
+    env = EnvConfig(name="fold_half", id="nextstate/FoldHalf-v0", split="seen")
+    policy = PolicyConfig(name=name, checkpoint=str(tmp_path))
+    return demo.DemoConfig(env, policy, 0, tmp_path / "out", futures=5)
 
 
 @pytest.fixture
 def world(monkeypatch) -> World:
     world = World()
-    monkeypatch.setattr(demo, "make_env", lambda config: world)
-    monkeypatch.setattr(demo, "make_policy", lambda config, env_config, env: policy())
+    monkeypatch.setattr(
+        demo, "make_envs", lambda config: vector([lambda: Adapter(world, "seen", AdapterConfig(max_steps=20))])
+    )
+    monkeypatch.setattr(demo, "make_policy", lambda config, env, envs: policy())
     return world
 
 
@@ -126,7 +152,7 @@ def test_the_report_tells_what_happened(tmp_path, world):
     report, _ = demo.run(config(tmp_path))
     assert report["success"] is True and report["steps"] == STEPS and report["decisions"] == STEPS // 2
     assert report["late_decisions"] == 0 and report["seconds_per_decision"]["median"] > 0
-    assert len(report["checkpoint"]["sha256"]) == 64 and report["versions"]["torch"] == torch.__version__
+    assert len(report["checkpoint"]["sha256"]) == 64 and report["provenance"]["versions"]["torch"] == torch.__version__
     assert report["score"] == {"softgym": 0.9} and report["seeds"] == [0] and report["criterion"] == World.criterion
 
 
@@ -158,7 +184,7 @@ def test_the_picture_runs_each_future_from_the_decision(tmp_path, world, monkeyp
 
 def test_without_search_there_is_still_a_film(tmp_path, world, monkeypatch):
     """Catches a demo that needs a plan."""
-    monkeypatch.setattr(demo, "make_policy", lambda config, env_config, env: policy().acting)
+    monkeypatch.setattr(demo, "make_policy", lambda config, env, envs: policy().acting)
     _, written = demo.run(config(tmp_path, "model"))
     assert [path.name for path in written] == ["fold.mp4", "report.json"]
 
@@ -204,14 +230,14 @@ def compose(*overrides: str):
 
 
 def test_the_budget_in_the_yaml_is_the_default():
-    """Catches figures that differ between a verb and the library, and a budget that cannot be overridden."""
-    policy = compose("policy.decode=causal", "policy.planner.candidates=9").policy
-    assert from_settings(PlannerConfig, policy.planner) == PlannerConfig(decode="causal", candidates=9)
+    """Catches figures that differ between a command and the library, and a budget that cannot be overridden."""
+    policy = compose("policy.decode=autoregressive", "policy.planner.candidates=9").policy
+    assert from_settings(PlannerConfig, policy.planner) == PlannerConfig(decode="autoregressive", candidates=9)
     assert from_settings(Objective, policy.objective) == Objective()
 
 
 @pytest.mark.parametrize("name", ["fold_half", "lift"])
 def test_settings_compose(name):
-    """Catches a group or a key that the verb and its YAML do not agree on."""
+    """Catches a group or a key that the command and its YAML do not agree on."""
     cfg = compose(f"env={name}", "policy.execute=4", "seed=7", "split=unseen")
     assert (cfg.env.name, cfg.env.split, cfg.policy.execute, cfg.seed) == (name, "unseen", 4, 7)

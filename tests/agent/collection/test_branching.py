@@ -48,8 +48,9 @@ def test_the_expert_ends_a_branch(tree):
     for episode in tree[0][:-1]:
         led = CONFIG.chunk + CONFIG.lasting[1]
         np.testing.assert_array_equal(episode.action[led:], episode.expert[led:])
-        assert CONFIG.chunk + CONFIG.lasting[0] <= episode.off_task_steps < led
-        np.testing.assert_array_equal(episode.action[episode.off_task_steps :], episode.expert[episode.off_task_steps :])
+        given = episode.off_task_steps
+        assert CONFIG.chunk + CONFIG.lasting[0] <= given < led
+        np.testing.assert_array_equal(episode.action[given:], episode.expert[given:])
     assert tree[0][-1].off_task_steps == 0
     assert sum(episode.success[-1] for episode in tree[0]) >= 3
 
