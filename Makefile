@@ -46,15 +46,15 @@ FEW_FIRST_STEPS ?= 3000
 FEW_AGAIN_STEPS ?= 2500
 FEW_EVAL_EPISODES ?= 100
 FEW_TRAIN := held_out=50 tokenizer=checkpoints/nextstate-s model=$(MODEL) threads=$(THREADS)
-FEW_FOLD := 'data=[$(FEW)/data/fold]' 'experience=[$(FEW)/data/play,$(FEW)/data/branch]' $(FEW_TRAIN)
-FEW_LIFT := 'data=[$(FEW)/data/lift]' 'experience=[$(FEW)/data/lift_play,$(FEW)/data/lift_branch]' $(FEW_TRAIN)
+FEW_FOLD := 'data=[$(FEW)/data/fold]' 'unlabelled=[$(FEW)/data/play,$(FEW)/data/branch]' $(FEW_TRAIN)
+FEW_LIFT := 'data=[$(FEW)/data/lift]' 'unlabelled=[$(FEW)/data/lift_play,$(FEW)/data/lift_branch]' $(FEW_TRAIN)
 FEW_AGAIN := muon_rate=0.012 learning_rate=1.2e-3 steps=$(FEW_AGAIN_STEPS)
 # An attempt either succeeds within 140 control steps, or is lost by then.
-FEW_TRY := env=fold_half +env.options.max_episode_steps=140 policy.execute=8 episodes=$(FEW_ATTEMPTS)
+FEW_TRY := env=fold_half +env.max_steps=140 policy.execute=8 episodes=$(FEW_ATTEMPTS)
 FEW_EVALUATE := policy.execute=8 split=seen seed=7000 episodes=$(FEW_EVAL_EPISODES)
 FEW_EVALUATE_FOLD := env=fold_half $(FEW_EVALUATE) checkpoint=$(FEW)/model/checkpoint
 FEW_EVALUATE_LIFT := env=lift $(FEW_EVALUATE) checkpoint=$(FEW)/lift/checkpoint
-PLANNER_FEW := policy=planner_few policy.planner.deadline_s=9
+PLANNER_LOW_DATA := policy=planner_low_data
 
 .PHONY: help demo test train few few-lift lint preflight
 .DEFAULT_GOAL := help
@@ -108,12 +108,12 @@ few: $(INSTALLED) ## what planning adds where demonstrations are few; run it aga
 	$(BIN)/python -m world_model.train $(FEW_FOLD) steps=$(FEW_FIRST_STEPS) out=$(FEW)/first
 	@# and from what it tries itself, alone and with search, also what a state is worth
 	$(BIN)/python -m agent.collect $(FEW_TRY) policy=model checkpoint=$(FEW)/first/checkpoint seed=220000 out=$(FEW)/data/alone
-	$(BIN)/python -m agent.collect $(FEW_TRY) $(PLANNER_FEW) checkpoint=$(FEW)/first/checkpoint seed=230000 out=$(FEW)/data/planned
-	$(BIN)/python -m world_model.train $(FEW_FOLD) $(FEW_AGAIN) start=$(FEW)/first/checkpoint 'attempts=[$(FEW)/data/alone,$(FEW)/data/planned]' out=$(FEW)/second
-	$(BIN)/python -m agent.collect $(FEW_TRY) $(PLANNER_FEW) checkpoint=$(FEW)/second/checkpoint seed=231000 out=$(FEW)/data/planned_again
-	$(BIN)/python -m world_model.train $(FEW_FOLD) $(FEW_AGAIN) start=$(FEW)/second/checkpoint 'attempts=[$(FEW)/data/alone,$(FEW)/data/planned,$(FEW)/data/planned_again]' out=$(FEW)/model
+	$(BIN)/python -m agent.collect $(FEW_TRY) $(PLANNER_LOW_DATA) checkpoint=$(FEW)/first/checkpoint seed=230000 out=$(FEW)/data/planned
+	$(BIN)/python -m world_model.train $(FEW_FOLD) $(FEW_AGAIN) start=$(FEW)/first/checkpoint 'on_policy=[$(FEW)/data/alone,$(FEW)/data/planned]' out=$(FEW)/second
+	$(BIN)/python -m agent.collect $(FEW_TRY) $(PLANNER_LOW_DATA) checkpoint=$(FEW)/second/checkpoint seed=231000 out=$(FEW)/data/planned_again
+	$(BIN)/python -m world_model.train $(FEW_FOLD) $(FEW_AGAIN) start=$(FEW)/second/checkpoint 'on_policy=[$(FEW)/data/alone,$(FEW)/data/planned,$(FEW)/data/planned_again]' out=$(FEW)/model
 	$(BIN)/python -m agent.evaluate $(FEW_EVALUATE_FOLD) policy=model out=$(FEW)/evaluate/model
-	$(BIN)/python -m agent.evaluate $(FEW_EVALUATE_FOLD) $(PLANNER_FEW) out=$(FEW)/evaluate/planner
+	$(BIN)/python -m agent.evaluate $(FEW_EVALUATE_FOLD) $(PLANNER_LOW_DATA) out=$(FEW)/evaluate/planner
 	$(BIN)/python -m agent.compare first=$(FEW)/evaluate/planner second=$(FEW)/evaluate/model
 
 few-lift: $(INSTALLED) ## the same on Lift, where a search can do without what was tried before
@@ -122,7 +122,7 @@ few-lift: $(INSTALLED) ## the same on Lift, where a search can do without what w
 	$(BIN)/python -m agent.collect env=lift policy=branch seed=300000 episodes=$(FEW_BRANCH_SEEDS) out=$(FEW)/data/lift_branch
 	$(BIN)/python -m world_model.train $(FEW_LIFT) steps=$(FEW_FIRST_STEPS) out=$(FEW)/lift
 	$(BIN)/python -m agent.evaluate $(FEW_EVALUATE_LIFT) policy=model out=$(FEW)/evaluate/lift_model
-	$(BIN)/python -m agent.evaluate $(FEW_EVALUATE_LIFT) $(PLANNER_FEW) out=$(FEW)/evaluate/lift_planner
+	$(BIN)/python -m agent.evaluate $(FEW_EVALUATE_LIFT) $(PLANNER_LOW_DATA) out=$(FEW)/evaluate/lift_planner
 	$(BIN)/python -m agent.compare first=$(FEW)/evaluate/lift_planner second=$(FEW)/evaluate/lift_model
 
 preflight: ## is the system ready? (every other target asks this first)

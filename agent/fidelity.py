@@ -1,17 +1,15 @@
-"""How true the imagination is: one ladder of evidence, from looks to counterfactual futures to what planning exploits.
+"""How true the imagination is, from weak evidence to strong: looks, counterfactual futures, what planning exploits.
 
     python -m agent.fidelity env=fold_half checkpoint=checkpoints/nextstate-s seed=13000 out=outputs/fidelity
 
-Watches held-out episodes of several kinds (disturbed demonstrations, the model's own attempts, play), leaves some of
-their states in eight different ways, and lets the planner fold a few times. Prints the ladder and writes
-`fidelity.json` and `fidelity.png` (real futures above imagined ones).
+Watches held-out episodes of several kinds (disturbed demonstrations, the model's own attempts, play), follows some of
+their states in eight different ways, and lets the planner act a few times. Prints a table and writes `fidelity.json` and
+`fidelity.png` (real futures above imagined ones).
 """
 
 from __future__ import annotations
 
 import json
-import math
-import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -30,7 +28,6 @@ from agent.collection.counterfactual import CounterfactualJob, Futures, Watched
 from agent.evaluation.provenance import checkpoint_identity, provenance
 from agent.launch import processes
 from agent.launch.command import clear_errors, log_run
-from envs.data.settings import from_settings
 from envs import preflight
 from envs.data.files import to_json, write_whole
 from policies.rollout import Step, rollout
@@ -64,11 +61,10 @@ class FidelityConfig:
 
     @classmethod
     def of(cls, raw: dict[str, Any]) -> FidelityConfig:
-        """From the verb's settings, in which `split` stands beside the environment."""
+        """From the command's settings, in which `split` stands beside the environment."""
         kept = {name: value for name, value in raw.items() if name not in ("split", "wandb")}
-        env = from_settings(EnvConfig, {**raw["env"], "split": raw["split"]})
-        workers = os.cpu_count() if raw["workers"] is None else raw["workers"]
-        return from_settings(cls, {**kept, "env": env, "workers": workers})
+        workers = processes.available_cores() if raw["workers"] is None else raw["workers"]
+        return from_settings(cls, {**kept, "env": env_config(raw), "workers": workers})
 
 
 @dataclass(frozen=True)
@@ -92,8 +88,9 @@ class PlannedJob:
 
     def work(self, seeds: Iterator[int]) -> Iterator[Planned]:
         """One episode a seed."""
-        with closing(make_env(self.env)) as env:
-            policy = make_policy(PolicyConfig("planner", checkpoint=self.checkpoint, device="cpu"), self.env, env)
+        with closing(make_envs(self.env)) as envs:
+            config = PolicyConfig(name="planner", checkpoint=self.checkpoint, device="cpu")
+            policy = make_policy(config, self.env, envs)
             for seed in seeds:
                 expected: list[tuple[int, float]] = []
 
@@ -104,8 +101,8 @@ class PlannedJob:
                         due = step.index + imagined.actions.shape[1] * imagined.actions.shape[2]
                         expected.append((due, float(imagined.value[row, -1])))
 
-                episode = rollout(env, policy, seed, on_step=on_step).episode
-                truth = value_to_come(episode.success, self.discount)
+                (run,) = rollout(envs, policy, [seed], on_step=on_step)
+                truth = value_to_come(run.episode.success, self.discount)
                 due = np.minimum([step for step, _ in expected], len(truth) - 1)
                 yield Planned(np.array([value for _, value in expected]), truth[due])
 
@@ -146,22 +143,6 @@ def as_fork(loaded: Loaded, seen: Seen, left: Left) -> fidelity.Fork:
 def _all(job: processes.Job, seed: int, count: int, workers: int, what: str) -> list[Any]:
     results = processes.run(job, range(seed, seed + count), workers)
     return list(tqdm(results, total=count, desc=what, unit="episode"))
-
-
-def to_json(report: Any) -> str:
-    """JSON has no NaN: what could not be measured (one kind of outcome only, a robot without objects) is null."""
-
-    def clean(value: Any) -> Any:
-        match value:
-            case dict():
-                return {name: clean(v) for name, v in value.items()}
-            case list():
-                return [clean(v) for v in value]
-            case float() if not math.isfinite(value):
-                return None
-        return value
-
-    return json.dumps(clean(report), indent=1, allow_nan=False) + "\n"
 
 
 def table(figures: dict[str, Any]) -> str:
