@@ -1,4 +1,7 @@
-"""What a future is worth: one number for each imagined candidate."""
+"""What a future is worth: one number for each imagined candidate.
+
+The planner takes any callable `(imagination, control steps a chunk) -> scores`, so this one is only ours.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from world_model.model import Imagination
 
-# keypoints (..., 4, 3), gripper (..., 3) and its opening (...) in m, chance of holding (...)
+# keypoints (..., n, 3) in m, the robot's state (..., P), probability of holding something (...)
 # -> how far the task has come, (...) in [0, 1]
-Measure = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+Measure = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Objective:
     discount: gamma of one control step, the one that the value was trained with.
     uncertainty: w, what a metre of uncertainty costs, in units of value; 0 trusts every future.
     progress: what the whole of the task's progress is worth, in units of value; 0 asks the value alone.
-    measure: the task's own; none where progress weighs nothing.
+    measure: the task's own, in numpy, so that the imagined scene is moved to the CPU for it; None where progress
+        weighs nothing.
     """
 
     discount: float = 0.997
@@ -48,25 +52,27 @@ class Objective:
             raise ValueError("this task says of no scene how far it has come: set `objective.progress=0`")
 
     def __call__(self, imagined: Imagination, chunk: int = 8) -> Tensor:
-        """imagined: value, success, uncertainty (N, H); chunk: control steps M a model step -> scores (N,) f32."""
+        """imagined: value, success, uncertainty (R, N, H); chunk: control steps M a model step -> scores (R, N) f32.
+
+        Any other leading dimensions will do.
+        """
         value = torch.as_tensor(imagined.value, dtype=torch.float32)
-        success = torch.as_tensor(imagined.success, dtype=torch.float32).clamp(0, 1)  # (N, H)
+        success = torch.as_tensor(imagined.success, dtype=torch.float32).clamp(0, 1)  # (R, N, H)
         unsure = torch.as_tensor(imagined.uncertainty, dtype=torch.float32)
-        if not value.shape == success.shape == unsure.shape or value.ndim != 2:
+        if not value.shape == success.shape == unsure.shape or value.ndim < 2:
             raise ValueError(
-                "value, success and uncertainty must all be (N, H), got "
+                "value, success and uncertainty must all be (R, N, H), got "
                 f"{tuple(value.shape)}, {tuple(success.shape)}, {tuple(unsure.shape)}"
             )
-        steps = chunk * torch.arange(1, value.shape[1] + 1, device=value.device)
+        steps = chunk * torch.arange(1, value.shape[-1] + 1, device=value.device)
         gamma = self.discount**steps  # (H,)
-        failed = torch.cumprod(1 - success, dim=1)  # (N, H) no success up to and including h
-        failed_before = torch.cat([torch.ones_like(failed[:, :1]), failed[:, :-1]], dim=1)
-        reached = (gamma * failed_before * success).sum(1)  # (N,)
-        score = reached + gamma[-1] * failed[:, -1] * value[:, -1] - self.uncertainty * unsure.mean(1)
+        failed = torch.cumprod(1 - success, dim=-1)  # (R, N, H) no success up to and including h
+        failed_before = torch.cat([torch.ones_like(failed[..., :1]), failed[..., :-1]], dim=-1)
+        reached = (gamma * failed_before * success).sum(-1)  # (R, N)
+        score = reached + gamma[-1] * failed[..., -1] * value[..., -1] - self.uncertainty * unsure.mean(-1)
         return score + self.progress * self._progress(imagined).to(score) if self.progress else score
 
     def _progress(self, imagined: Imagination) -> Tensor:
-        """(N,) in the scene that is imagined last."""
-        state = imagined.state[:, -1]
-        last = (imagined.keypoints[:, -1], state[:, :3], state[:, -1], imagined.held[:, -1])
+        """(R, N) in the scene that is imagined last."""
+        last = (imagined.keypoints[..., -1, :, :], imagined.state[..., -1, :], imagined.held[..., -1])
         return torch.from_numpy(np.asarray(self.measure(*(part.cpu().numpy() for part in last))))

@@ -4,34 +4,46 @@ After TD-MPC2 (Hansen et al. 2024): the policy's own proposals and the last plan
 things differ. Noise lives in the space of DCT coefficients over time, so every candidate stays a smooth motion
 that the action code can say; and the model's likeliest chunk is kept unless another beats it by a margin, so
 that search on a noisy value does not do worse than no search.
+
+One search serves R robots at once, and each gets the plan that it would get alone. All random numbers are drawn
+before it begins (`Draws`); from there on the search is a function of tensors that stay on the model's device.
+
+Shapes: R robots, N candidates, H model steps, M control steps a chunk, A action dimensions, of which G are grippers
+and D are not; C = N x iterations, all candidates of a decision; E elites.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from envs.types import Spec
+
 if TYPE_CHECKING:
-    from agent.planning.objective import Objective
     from world_model.model import Imagination
+
+# (imagination whose fields lead with (R, N, H), control steps M a chunk) -> scores (R, N) f32, more is better
+Score = Callable[[Any, int], Tensor]
 
 
 class Imagines(Protocol):
-    """What the planner needs of a world model. Its cache is a value that is read and never changed."""
+    """What the planner needs of a world model. Its cache of R rows is a value that is read and never changed."""
 
-    def propose(self, cache: Any, n: int, temperature: float, generator: torch.Generator | None) -> Tensor:
-        """-> (n, M, A) chunks in [-1, 1]; the first is the likeliest."""
+    spec: Spec
+
+    def propose(self, cache: Any, n: int, temperature: float, generators: Sequence[torch.Generator]) -> Tensor:
+        """-> (R, n, M, A) chunks in the robot's units; the first of each robot is the likeliest."""
 
     def imagine(self, cache: Any, actions: Tensor, decode: str, follow: int) -> Imagination:
-        """actions (N, H, M, A) -> what each leads to. decode: "parallel", or "causal" for the slow reference.
-        follow: model steps beyond these in which the model goes on by itself."""
+        """actions (R, N, H, M, A) -> what each leads to. decode: "parallel", or "autoregressive", the slow reference.
+        follow: model steps beyond these in which the model goes on by itself. `imagination[r]` is robot r's."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +54,15 @@ class PlannerConfig:
     horizon: H, model steps searched.                    elites: candidates that the next iteration is fitted to.
     follow: model steps looked further ahead, in which the model goes on by its own likeliest chunks.
     proposals: share of the first N that the model proposes (the likeliest and samples of it).
-    temperature: of those samples.                       noise: initial standard deviation a coefficient.
-    noise_floor: what the noise never falls below.       flip: chance that a noisy candidate switches its gripper.
-    coefs: DCT coefficients a pose dimension may vary in; 0 keeps the dimension as it was.
+    temperature: of those samples.
+    noise: initial standard deviation of a coefficient, in shares of half the dimension's range.
+    noise_floor: what the noise never falls below.       flip: chance that a noisy candidate switches a gripper.
+    coefs: DCT coefficients in which a dimension may vary; 0 keeps the dimension as it was. One number for all, one for
+        each dimension that is no gripper, or None for those that the model's action tokenizer keeps.
     margin: by how much a future must beat the model's first proposal to replace it, in units of score.
-    spread: no further iteration when the scores differ by less than this; 0 always searches.
-    deadline_s: seconds after which the best plan so far is taken, and counted as late.
-    decode: how a future's ids are read: "parallel", or "causal" (token by token, the reference).
+    spread: no further iteration when a robot's scores differ by less than this; 0 always searches.
+    deadline_s: seconds after which the best plan so far is taken, and counted as late; None for no deadline.
+    decode: how a future's ids are read: "parallel", or "autoregressive" (id by id, the reference).
     """
 
     candidates: int = 16
@@ -61,33 +75,33 @@ class PlannerConfig:
     noise: float = 0.25
     noise_floor: float = 0.05
     flip: float = 0.05
-    coefs: tuple[int, ...] = (4, 4, 4, 0, 0, 2)
+    coefs: int | tuple[int, ...] | None = None
     margin: float = 0.15
     spread: float = 0.0
-    deadline_s: float = 1.5
+    deadline_s: float | None = None
     decode: str = "parallel"
 
     def __post_init__(self) -> None:
         for name in ("candidates", "iterations", "horizon", "elites"):
             if getattr(self, name) < 1:
                 raise ValueError(f"planner `{name}` must be at least 1, got {getattr(self, name)}")
-        if self.deadline_s <= 0:
-            raise ValueError(f"planner `deadline_s` must be positive, got {self.deadline_s}")
-        if self.decode not in ("parallel", "causal"):
-            raise ValueError(f"planner `decode` must be parallel or causal, got {self.decode!r}")
+        if self.deadline_s is not None and self.deadline_s <= 0:
+            raise ValueError(f"planner `deadline_s` must be positive, or null for none, got {self.deadline_s}")
+        if self.decode not in ("parallel", "autoregressive"):
+            raise ValueError(f"planner `decode` must be parallel or autoregressive, got {self.decode!r}")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A decision and everything that was considered for it.
+    """A decision of one robot and everything that was considered for it.
 
     chunk: (M, A) f32, what to do now.              value: its score; NaN when nothing was scored in time.
     future: (H, M, A) f32, the whole chosen plan, from which the next search starts.
     actions: (C, H, M, A) f32, all C candidates over the iterations; row 0 is the model's likeliest chunk.
     scores: (C,) f32.                               chosen: row of the chosen one.
-    imagined: one Imagination an iteration; joined along N they are the rows of `actions`.
+    imagined: one Imagination (N, H, ...) an iteration; joined along N they are the rows of `actions`.
     iterations: those done.                         late: the deadline was passed.
-    seconds: what the search took, by the planner's clock.
+    seconds: what the search took, by the planner's clock, for all robots that were planned together.
     """
 
     chunk: np.ndarray
@@ -118,117 +132,334 @@ def dct_basis(steps: int) -> Tensor:
     return basis
 
 
-def shift(future: Tensor, steps: int) -> Tensor:
-    """The rest of a plan (H, M, A) once `steps` of it are done; its last action is repeated to fill the end."""
-    flat = future.flatten(0, 1)  # (H * M, A)
-    rest = torch.cat([flat[steps:], flat[-1:].expand(min(steps, len(flat)), -1)])
-    return rest.reshape(future.shape)
+def shift(futures: Tensor, steps: int) -> Tensor:
+    """The rest of plans (R, H, M, A) once `steps` of them are done; the last action is repeated to fill the end."""
+    flat = futures.flatten(1, 2)  # (R, H * M, A)
+    rest = torch.cat([flat[:, steps:], flat[:, -1:].expand(-1, min(steps, flat.shape[1]), -1)], dim=1)
+    return rest.reshape(futures.shape)
 
 
-def hold(chunks: Tensor, horizon: int) -> Tensor:
-    """(N, M, A) -> (N, H, M, A): after the chunk the arm rests and the gripper keeps its last command."""
-    rest = torch.zeros_like(chunks)
-    rest[..., -1] = chunks[:, -1:, -1]
-    return torch.stack([chunks] + [rest] * (horizon - 1), dim=1)
+@dataclass(frozen=True)
+class ActionSpace:
+    """What a candidate's actions may be, as tensors on the model's device.
+
+    poses: (D,) i64, dimensions that are no grippers.    grippers: (G,) i64.
+    order: (A,) i64, puts `[poses, grippers]` back in the order of the dimensions.
+    low, high, rest: (A,) f32.                           half: (D,) f32, half the range.
+    free: (M, D) f32, 1 for the coefficients that noise may change, rows by frequency.
+    basis: (M, M) f32, the DCT.
+    """
+
+    poses: Tensor
+    grippers: Tensor
+    order: Tensor
+    low: Tensor
+    high: Tensor
+    rest: Tensor
+    half: Tensor
+    free: Tensor
+    basis: Tensor
+
+    @classmethod
+    def of(
+        cls, spec: Spec, coefs: int | Sequence[int], chunk: int, device: torch.device | str | None = None
+    ) -> ActionSpace:
+        """coefs: how many coefficients of a dimension may change, one number or one for each that is no gripper.
+
+        ValueError where they are not as many, or where a dimension has no range.
+        """
+        grippers = list(spec.grippers)
+        poses = [i for i in range(len(spec.action)) if i not in grippers]
+        endless = [part.name for part in spec.action if not (math.isfinite(part.low) and math.isfinite(part.high))]
+        if endless:
+            raise ValueError(f"planning needs a finite range of every action dimension; {', '.join(endless)} has none")
+        counts = [coefs] * len(poses) if isinstance(coefs, int) else list(coefs)
+        if len(counts) != len(poses) or any(count < 0 for count in counts):
+            names = ", ".join(spec.action[i].name for i in poses)
+            raise ValueError(
+                f"planner `coefs` must be one number of 0 or more, or one for each of the {len(poses)} action "
+                f"dimensions that are no grippers ({names}), got {coefs}"
+            )
+        low, high, rest = (torch.from_numpy(ends) for ends in (spec.action_low, spec.action_high, spec.rest))
+        tensors = (
+            torch.tensor(poses, dtype=torch.int64), torch.tensor(grippers, dtype=torch.int64),
+            torch.tensor([*poses, *grippers]).argsort(), low, high, rest, ((high - low) / 2)[poses],
+            (torch.arange(chunk)[:, None] < torch.tensor(counts, dtype=torch.int64)).float(), dct_basis(chunk),
+        )  # fmt: skip
+        return cls(*(tensor.to(device) for tensor in tensors))
+
+    def join(self, pose: Tensor, gripper: Tensor) -> Tensor:
+        """(..., D) and (..., G) -> (..., A)."""
+        return torch.cat([pose, gripper], dim=-1)[..., self.order]
+
+    def clamp(self, pose: Tensor) -> Tensor:
+        """(..., D) within its range."""
+        return pose.clamp(self.low[self.poses], self.high[self.poses])
+
+    def switch(self, gripper: Tensor) -> Tensor:
+        """(..., G): low where it was nearer to high, and the other way round."""
+        low, high = self.low[self.grippers], self.high[self.grippers]
+        return torch.where(gripper > (low + high) / 2, low, high)
+
+    def hold(self, chunks: Tensor, horizon: int) -> Tensor:
+        """(..., M, A) -> (..., H, M, A): after the chunk the arm rests and grippers keep their last command."""
+        last = chunks[..., -1:, :][..., self.grippers]  # (..., 1, G)
+        after = self.join(self.rest[self.poses].expand(*last.shape[:-1], -1), last).expand_as(chunks)
+        return torch.stack([chunks] + [after] * (horizon - 1), dim=-3)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All random numbers of one search, drawn before it begins, one row an iteration.
+
+    noise: (I, R, N, H, M, D) standard normal.
+    flips: (I, R, N, G) uniform in [0, 1).    switches: (I, R, N, G) i64 in [0, M), when a gripper that flips does so.
+    elites: (I, R, N) i64 in [0, E), whose grippers a candidate takes over; not used in the first iteration.
+    """
+
+    noise: Tensor
+    flips: Tensor
+    switches: Tensor
+    elites: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[Draws], dim: int) -> Draws:
+        """Joined along a new dimension."""
+        return cls(*(torch.stack([getattr(row, f.name) for row in rows], dim) for f in fields(cls)))
+
+    def to(self, device: torch.device) -> Draws:
+        return Draws(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Where a search begins.
+
+    proposed: (R, Np, H, M, A), the model's own, the likeliest first.
+    rest: (R, H, M, A), what is left of the last plan.    has_rest: (R,) bool, whether there is a last plan.
+    """
+
+    proposed: Tensor
+    rest: Tensor
+    has_rest: Tensor
+
+
+@dataclass(frozen=True)
+class Round:
+    """One iteration: actions (R, N, H, M, A), what they lead to, and scores (R, N)."""
+
+    actions: Tensor
+    imagined: Any
+    scores: Tensor
 
 
 @dataclass(frozen=True)
 class Planner:
     """Searches for the best chunk. Holds only settings, so one planner serves any number of robots.
 
+    objective: (imagination, control steps a chunk) -> scores.
     clock: seconds, monotonic; a test hands in its own.
     """
 
     config: PlannerConfig
-    objective: Objective
+    objective: Score
     clock: Callable[[], float] = time.perf_counter
 
     def plan(
-        self, model: Imagines, cache: Any, generator: torch.Generator, last: Plan | None = None, execute: int = 2
-    ) -> Plan:
-        """Choose a chunk for the situation in `cache`.
+        self, model: Imagines, cache: Any, generators: Sequence[torch.Generator], last: Sequence[Plan | None],
+        execute: int,
+    ) -> list[Plan]:  # fmt: skip
+        """Choose a chunk for each of the R situations in `cache`.
 
         cache: from `model.prefill`, shared by every candidate and never written.
-        generator: the only source of randomness (a CPU one); the same seed gives the same plan.
-        last: the plan whose first `execute` control steps were just executed, or None.
+        generators: one a robot, the only source of its randomness (on the CPU); the same seed gives the same plan,
+            whoever is planned with it.
+        last: for each robot the plan whose first `execute` control steps were just executed, or None.
         """
         cfg, start = self.config, self.clock()
+        if len(generators) != len(last):
+            raise ValueError(f"{len(generators)} generators do not fit the last plans of {len(last)} robots")
         num_proposed = max(1, min(cfg.candidates, round(cfg.proposals * cfg.candidates)))
-        proposed = hold(
-            torch.as_tensor(model.propose(cache, num_proposed, cfg.temperature, generator)).float().cpu(), cfg.horizon
-        )  # (Np, H, M, A); row 0 is the model's likeliest
-        chunk = proposed.shape[2]
-        basis, free = dct_basis(chunk), self._free(chunk, proposed.shape[-1])
+        chunks = model.propose(cache, num_proposed, cfg.temperature, generators).float()  # (R, Np, M, A)
+        space = ActionSpace.of(model.spec, self._coefs(model), chunks.shape[-2], chunks.device)
+        seeds = self._seeds(space.hold(chunks, cfg.horizon), last, execute)
+        draws = self._draw(generators, seeds, space).to(chunks.device)
 
-        # The first candidates: the model's own, what is left of the last plan, and noise around these.
-        seeds = proposed
-        if last is not None and last.future.shape == proposed.shape[1:]:
-            seeds = torch.cat([proposed[: cfg.candidates - 1], shift(torch.from_numpy(last.future), execute)[None]])
-            seeds = seeds[: cfg.candidates] if cfg.candidates > 1 else proposed[:1]
-        centres = torch.cat([seeds[:1], seeds[len(proposed) :]])  # the likeliest, and the last plan where there is one
-        num_noisy = cfg.candidates - len(seeds)
-        centre = centres[torch.arange(num_noisy) % len(centres)]
-        candidates = torch.cat([seeds, self._perturb(centre, cfg.noise * free, basis, generator)])
+        # Without a deadline or a spread nothing looks at the search before it is over.
+        watch = _Watch(self, start, len(last)) if cfg.deadline_s is not None or cfg.spread else None
+        rounds = self.search(model, cache, seeds, space, draws, watch)
+        if not rounds:  # nothing was scored in time: the model's likeliest chunk is the best plan so far
+            rounds = [Round(seeds.proposed[:, :1], None, torch.full_like(seeds.proposed[:, :1, 0, 0, 0], math.nan))]
+        actions = torch.cat([one.actions for one in rounds], dim=1)  # (R, C, H, M, A)
+        scores = torch.cat([one.scores for one in rounds], dim=1)  # (R, C)
+        done = watch.iterations if watch else np.full(len(last), len(rounds))
+        counted = torch.from_numpy(np.maximum(done, 1) * rounds[0].scores.shape[1]).to(scores.device)  # (R,)
+        chosen = self.choose(scores, counted)
+        actions, scores, chosen, counted = (found.cpu().numpy() for found in (actions, scores, chosen, counted))
+        seconds = self.clock() - start
 
-        actions, scores, imagined = [], [], []
-        late = self.clock() - start > cfg.deadline_s
-        while not late and len(imagined) < cfg.iterations:
-            future = model.imagine(cache, candidates, cfg.decode, cfg.follow)
-            score = self.objective(future, chunk).cpu()  # (N,)
-            if not torch.isfinite(score).all():
-                raise ValueError("the model imagined a value that is not finite; check the checkpoint")
-            actions.append(candidates)
-            scores.append(score)
-            imagined.append(future)
-            late = self.clock() - start > cfg.deadline_s
-            if len(imagined) == cfg.iterations or score.max() - score.min() < cfg.spread:
-                break
+        plans = []
+        for robot, (count, row) in enumerate(zip(counted, chosen, strict=True)):
+            worth = scores[robot, :count]
+            if done[robot] and not np.isfinite(worth).all():
+                raise ValueError("a future's score is not finite; check the checkpoint and the objective")
+            plans.append(Plan(
+                chunk=actions[robot, row, 0].copy(),
+                value=float(worth[row]),
+                future=actions[robot, row].copy(),
+                actions=actions[robot, :count],
+                scores=worth,
+                chosen=int(row),
+                imagined=tuple(one.imagined[robot] for one in rounds[: done[robot]]),
+                iterations=int(done[robot]),
+                late=bool(watch and watch.late[robot]),
+                seconds=seconds,
+            ))  # fmt: skip
+        return plans
 
-            # Refit: elites over everything seen; their mean and spread in coefficient space; a gripper of one of them.
-            seen, worth = torch.cat(actions), torch.cat(scores)
-            elite = seen[worth.topk(min(cfg.elites, len(worth))).indices]  # (E, H, M, A)
-            coefs = basis @ elite[..., :-1]  # (E, H, M, A - 1)
-            std = coefs.std(0, correction=0).clamp_min(cfg.noise_floor) * free
-            mean = elite.mean(0)
-            grippers = elite[torch.randint(len(elite), (cfg.candidates,), generator=generator), ..., -1:]
-            centre = torch.cat([mean[..., :-1].expand(cfg.candidates, -1, -1, -1), grippers], dim=-1)
-            candidates = self._perturb(centre, std, basis, generator)
-            candidates[0, ..., :-1], candidates[0, ..., -1] = mean[..., :-1], elite[0, ..., -1]  # the mean itself
+    # The search itself: functions of tensors, which `torch.compile` takes as one graph where nothing watches.
 
-        if not imagined:  # nothing was scored in time: the model's likeliest chunk is the best plan so far
-            seen, worth, chosen, value = proposed[:1], torch.full((1,), math.nan), 0, math.nan
-        else:
-            seen, worth = torch.cat(actions), torch.cat(scores)
-            chosen = int(worth.argmax())
-            if worth[chosen] - worth[0] <= cfg.margin:
-                chosen = 0
-            value = float(worth[chosen])
-        return Plan(
-            chunk=seen[chosen, 0].numpy().copy(),
-            value=value,
-            future=seen[chosen].numpy().copy(),
-            actions=seen.numpy(),
-            scores=worth.numpy(),
-            chosen=chosen,
-            imagined=tuple(imagined),
-            iterations=len(imagined),
-            late=late,
-            seconds=self.clock() - start,
-        )
+    def search(
+        self, model: Imagines, cache: Any, seeds: Seeds, space: ActionSpace, draws: Draws,
+        stop: Callable[[list[Round]], bool] | None = None,
+    ) -> list[Round]:  # fmt: skip
+        """All iterations, or those until `stop` says of the ones done that they are enough."""
+        rounds: list[Round] = []
+        while not (stop and stop(rounds)) and len(rounds) < self.config.iterations:
+            rounds.append(self.search_step(model, cache, rounds, seeds, space, draws))
+        return rounds
 
-    def _free(self, chunk: int, action_dim: int) -> Tensor:
-        """(M, A - 1) f32: 1 for the coefficients that noise may change, rows by frequency."""
-        if len(self.config.coefs) != action_dim - 1:
-            raise ValueError(f"planner `coefs` must name {action_dim - 1} pose dimensions, got {self.config.coefs}")
-        return (torch.arange(chunk)[:, None] < torch.tensor(self.config.coefs)).float()
+    def search_step(
+        self, model: Imagines, cache: Any, rounds: list[Round], seeds: Seeds, space: ActionSpace, draws: Draws
+    ) -> Round:
+        """The iteration that follows `rounds`. ValueError where the objective's scores are not (R, N)."""
+        cfg, number = self.config, len(rounds)
+        drawn = Draws(draws.noise[number], draws.flips[number], draws.switches[number], draws.elites[number])
+        actions = self._refit(rounds, space, drawn) if rounds else self._first(seeds, space, drawn)
+        imagined = model.imagine(cache, actions, cfg.decode, cfg.follow)
+        scores = self.objective(imagined, actions.shape[-2])
+        if scores.shape != actions.shape[:2]:
+            wanted, got = tuple(actions.shape[:2]), tuple(scores.shape)
+            raise ValueError(f"an objective must give one score for each robot and candidate, {wanted}, got {got}")
+        return Round(actions, imagined, scores)
 
-    def _perturb(self, centre: Tensor, std: Tensor, basis: Tensor, generator: torch.Generator) -> Tensor:
-        """Candidates around centre (N, H, M, A): Gaussian in coefficients, std broadcast to (H, M, A - 1)."""
-        noise = torch.randn(centre[..., :-1].shape, generator=generator) * std
-        pose = (centre[..., :-1] + basis.T @ noise).clamp(-1, 1)
-        # Now and then the gripper does the opposite from some step of the first chunk on.
-        flips = torch.rand(len(centre), generator=generator) < self.config.flip
-        switch = torch.randint(centre.shape[2], (len(centre),), generator=generator)
-        after = torch.arange(centre.shape[1] * centre.shape[2]).reshape(1, *centre.shape[1:3]) >= switch[:, None, None]
-        sign = torch.where(flips[:, None, None] & after, -1.0, 1.0)
-        return torch.cat([pose, (centre[..., -1] * sign)[..., None]], dim=-1)
+    def choose(self, scores: Tensor, counted: Tensor) -> Tensor:
+        """scores (R, C), of which the first counted (R,) of a robot's take part -> (R,) i64, the row to execute."""
+        rows = torch.arange(scores.shape[1], device=scores.device)
+        scores = scores.masked_fill(rows >= counted[:, None], -math.inf)
+        best = scores.argmax(1)
+        gain = scores.gather(1, best[:, None])[:, 0] - scores[:, 0]
+        return torch.where(gain <= self.config.margin, torch.zeros_like(best), best)
+
+    def _first(self, seeds: Seeds, space: ActionSpace, drawn: Draws) -> Tensor:
+        """(R, N, H, M, A): the model's own, what is left of the last plan, and noise around the best of these."""
+        num, proposed = self.config.candidates, seeds.proposed.shape[1]
+        row = torch.arange(num, device=seeds.proposed.device)
+        has_rest = seeds.has_rest[:, None]  # (R, 1)
+        is_rest = has_rest & (row == min(proposed, num - 1))  # (R, N)
+        likeliest, rest = seeds.proposed[:, :1], seeds.rest[:, None]  # (R, 1, H, M, A)
+        # Noise goes around the likeliest, and around the last plan in turn where there is one.
+        odd = has_rest & ((row - proposed - 1) % 2 == 1)
+        centre = torch.where(_wide(odd), rest, likeliest)
+        noisy = self._perturb(centre, self.config.noise * space.free * space.half, space, drawn)
+        first = torch.cat([seeds.proposed, noisy[:, proposed:]], dim=1)
+        return torch.where(_wide(is_rest), rest, first)
+
+    def _refit(self, rounds: list[Round], space: ActionSpace, drawn: Draws) -> Tensor:
+        """(R, N, H, M, A) around the elites of everything seen: their mean and spread in coefficients, the grippers of
+        one of them."""
+        cfg = self.config
+        seen = torch.cat([one.actions for one in rounds], dim=1)
+        worth = torch.cat([one.scores for one in rounds], dim=1)
+        best = worth.topk(min(cfg.elites, worth.shape[1]), dim=1).indices
+        elite = torch.take_along_dim(seen, _wide(best), dim=1)  # (R, E, H, M, A)
+        coefs = space.basis @ elite[..., space.poses]  # (R, E, H, M, D)
+        std = torch.maximum(coefs.std(1, correction=0), cfg.noise_floor * space.half) * space.free  # (R, H, M, D)
+        mean = elite.mean(1)[:, None, ..., space.poses]  # (R, 1, H, M, D)
+        grippers = torch.take_along_dim(elite, _wide(drawn.elites), dim=1)[..., space.grippers]  # (R, N, H, M, G)
+        centre = space.join(mean.expand(-1, cfg.candidates, -1, -1, -1), grippers)
+        noisy = self._perturb(centre, std[:, None], space, drawn)
+        itself = space.join(mean, elite[:, :1][..., space.grippers])  # the mean, without noise
+        return torch.cat([itself, noisy[:, 1:]], dim=1)
+
+    def _perturb(self, centre: Tensor, std: Tensor, space: ActionSpace, drawn: Draws) -> Tensor:
+        """Candidates around centre (R, N, H, M, A): Gaussian in coefficients, std broadcast to (R, N, H, M, D)."""
+        pose = space.clamp(centre[..., space.poses] + space.basis.T @ (drawn.noise * std))
+        # Now and then a gripper does the opposite from some step of the first chunk on.
+        horizon, chunk = centre.shape[2:4]
+        step = torch.arange(horizon * chunk, device=centre.device).reshape(horizon, chunk, 1)
+        flips = (drawn.flips < self.config.flip)[:, :, None, None] & (step >= drawn.switches[:, :, None, None])
+        gripper = centre[..., space.grippers]
+        return space.join(pose, torch.where(flips, space.switch(gripper), gripper))
+
+    # What goes into it.
+
+    def _coefs(self, model: Imagines) -> int | Sequence[int]:
+        """One number, or one for each dimension that is no gripper."""
+        if self.config.coefs is not None:
+            return self.config.coefs
+        kept = model.actions.coefs  # over all dimensions, 0 for grippers
+        return [count for i, count in enumerate(kept) if i not in model.spec.grippers]
+
+    def _seeds(self, proposed: Tensor, last: Sequence[Plan | None], execute: int) -> Seeds:
+        """proposed (R, Np, H, M, A). A last plan of another shape is left out, and any in a budget of one candidate,
+        which is the model's own."""
+        shape = tuple(proposed.shape[2:])
+        usable = [plan is not None and plan.future.shape == shape and self.config.candidates > 1 for plan in last]
+        none = np.zeros(shape, np.float32)
+        futures = np.stack([plan.future if fits else none for plan, fits in zip(last, usable, strict=True)])
+        rest = shift(torch.from_numpy(futures).to(proposed.device), execute)
+        return Seeds(proposed, rest, torch.tensor(usable, device=proposed.device))
+
+    def _draw(self, generators: Sequence[torch.Generator], seeds: Seeds, space: ActionSpace) -> Draws:
+        """Draw from each robot's generator what its search needs. A robot with a last plan has one noisy candidate less
+        in the first iteration, and draws for one less; rows that need nothing hold zeros."""
+        cfg, (horizon, chunk) = self.config, seeds.proposed.shape[2:4]
+        poses, grippers = len(space.poses), len(space.grippers)
+        robots = []
+        for generator, has_rest in zip(generators, seeds.has_rest.tolist(), strict=True):
+            rows = []
+            for iteration in range(cfg.iterations):
+                noisy = max(cfg.candidates - seeds.proposed.shape[1] - has_rest, 0) if not iteration else cfg.candidates
+                elites = torch.zeros(cfg.candidates, dtype=torch.int64)
+                if iteration:
+                    num_elites = min(cfg.elites, iteration * cfg.candidates)
+                    elites = torch.randint(num_elites, (cfg.candidates,), generator=generator)
+                drawn = (
+                    torch.randn(noisy, horizon, chunk, poses, generator=generator),
+                    torch.rand(noisy, grippers, generator=generator),
+                    torch.randint(chunk, (noisy, grippers), generator=generator),
+                )
+                padded = (torch.cat([one.new_zeros(cfg.candidates - noisy, *one.shape[1:]), one]) for one in drawn)
+                rows.append(Draws(*padded, elites))
+            robots.append(Draws.of(rows, dim=0))
+        return Draws.of(robots, dim=1)
+
+
+class _Watch:
+    """Looks at the clock and at the scores between iterations.
+
+    iterations: (R,), those that count for each robot: one whose scores lie close together is done before the others.
+    late: (R,), whether the deadline was passed when its last iteration was over.
+    """
+
+    def __init__(self, planner: Planner, start: float, robots: int) -> None:
+        self.planner, self.start = planner, start
+        self.iterations, self.late = np.zeros(robots, int), np.zeros(robots, bool)
+        self._done = np.zeros(robots, bool)
+
+    def __call__(self, rounds: list[Round]) -> bool:
+        """Whether the search is over."""
+        cfg = self.planner.config
+        passed = cfg.deadline_s is not None and self.planner.clock() - self.start > cfg.deadline_s
+        self.late[~self._done] = passed
+        self.iterations[~self._done] = len(rounds)
+        if rounds and cfg.spread:
+            scores = rounds[-1].scores
+            self._done |= (scores.amax(1) - scores.amin(1) < cfg.spread).cpu().numpy()
+        return passed or bool(self._done.all())
+
+
+def _wide(rows: Tensor) -> Tensor:
+    """(R, N) -> (R, N, 1, 1, 1), to be used with candidates."""
+    return rows[:, :, None, None, None]

@@ -36,24 +36,39 @@ def test_uncertainty_costs_by_its_weight():
 
 def test_shapes_are_checked():
     """Catches a silent broadcast of (N,) against (N, H)."""
-    with pytest.raises(ValueError, match=r"\(N, H\)"):
+    with pytest.raises(ValueError, match=r"\(R, N, H\)"):
         Objective()(imagined([0.5, 0.5], [0.0, 0.0]))
+
+
+def scenes(robots: int) -> SimpleNamespace:
+    """Two futures of two model steps of each robot; the last state of each counts up."""
+    futures = imagined([[[0.5, 0.5], [0.5, 0.5]]] * robots, [[[0.0, 0.0], [0.0, 0.0]]] * robots)
+    futures.keypoints = torch.zeros(robots, 2, 2, 4, 3)
+    futures.state, futures.held = torch.zeros(robots, 2, 2, 7), torch.tensor([[[1.0, 0.0], [0.0, 1.0]]] * robots)
+    futures.state[:, :, -1] = torch.arange(7.0)
+    return futures
 
 
 def test_progress_is_asked_of_the_last_scene_imagined():
     """Catches a search for what is far on the way there, or for how things are now; and a hand that is told wrong."""
-    futures = imagined([[0.5, 0.5], [0.5, 0.5]], [[0.0, 0.0], [0.0, 0.0]])
-    futures.keypoints = torch.zeros(2, 2, 4, 3)
-    futures.state, futures.held = torch.zeros(2, 2, 7), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    futures.state[:, -1] = torch.arange(7.0)  # position, rotation, opening
 
-    def measure(keypoints: np.ndarray, gripper: np.ndarray, opening: np.ndarray, holding: np.ndarray) -> np.ndarray:
-        assert keypoints.shape == (2, 4, 3)
-        assert gripper.tolist() == [[0, 1, 2]] * 2 and opening.tolist() == [6, 6]
-        return 0.5 * holding
+    def measure(keypoints: np.ndarray, state: np.ndarray, held: np.ndarray) -> np.ndarray:
+        assert keypoints.shape == (3, 2, 4, 3) and state.tolist() == [[[*range(7)]] * 2] * 3
+        return 0.5 * held
 
-    without, score = Objective()(futures), Objective(progress=4.0, measure=measure)(futures)
-    torch.testing.assert_close(score - without, torch.tensor([0.0, 2.0]))
+    without, score = Objective()(scenes(3)), Objective(progress=4.0, measure=measure)(scenes(3))
+    torch.testing.assert_close(score - without, torch.tensor([[0.0, 2.0]] * 3))
+
+
+def test_robots_do_not_mix():
+    """Catches a sum or a mean over the wrong dimension."""
+    generator = torch.Generator().manual_seed(0)
+    value, success, unsure = torch.rand(3, 2, 5, 4, generator=generator)
+    objective = Objective(uncertainty=0.3)
+    together = objective(SimpleNamespace(value=value, success=success, uncertainty=unsure))
+    for robot in range(2):
+        alone = SimpleNamespace(value=value[robot], success=success[robot], uncertainty=unsure[robot])
+        assert torch.equal(objective(alone), together[robot])
 
 
 def test_progress_needs_a_task_that_tells_it():

@@ -1,21 +1,23 @@
-"""The agent: from an instruction and what it sees to the next chunk, with or without search.
+"""World-model policies: from an instruction and what is seen to the next chunk, with or without search.
 
-Both policies hold only weights and settings. What they remember of an episode is a frozen value that is passed
+Both hold only weights and settings. What they remember of an episode is a frozen value, one a robot, that is passed
 in and out, so one policy serves any number of robots, and a decision can be made again from its inputs.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from agent.planning.objective import Objective
 from agent.planning.planner import Plan, Planner, PlannerConfig
-from envs.types import Obs, check_action
+from envs.types import Observation, Spec, check_action
 from world_model import checkpoint
 from world_model.model import History, WorldModel
 from world_model.nn.device import choose_device
@@ -24,7 +26,7 @@ from world_model.tokens.text import TextTokenizer
 
 @dataclass(frozen=True)
 class AgentState:
-    """What is remembered within an episode.
+    """What is remembered of one robot within an episode.
 
     instruction: its ids.                   seed: of this episode's random choices.
     seen: the last observations, oldest first, one a decision, at most M / execute + 1 of them.
@@ -35,7 +37,7 @@ class AgentState:
 
     instruction: tuple[int, ...]
     seed: int
-    seen: tuple[Obs, ...] = ()
+    seen: tuple[Observation, ...] = ()
     done: tuple[np.ndarray, ...] = ()
     plan: Plan | None = None
     decisions: int = 0
@@ -55,15 +57,23 @@ class ModelPolicy:
     known: tuple[str, ...]
     execute: int = 2
     chunk: int = 8
+    batched: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.execute < 1 or self.chunk % self.execute:
             raise ValueError(f"`execute` must divide the chunk of {self.chunk} control steps, got {self.execute}")
 
     @classmethod
-    def load(cls, folder: Path | str, execute: int = 2, device: str = "auto") -> ModelPolicy:
-        """From a checkpoint folder. Raises CheckpointError, which names the file and what to do."""
+    def load(
+        cls, folder: Path | str, execute: int = 2, device: str = "auto", spec: Spec | None = None
+    ) -> ModelPolicy:
+        """From a checkpoint folder. CheckpointError names the file and what to do.
+
+        spec: of the robot that it is to act for; ValueError names what differs from the one it was trained on.
+        """
         loaded = checkpoint.load(Path(folder), choose_device(device))
+        if spec is not None:
+            loaded.spec.require(spec, f"checkpoint {folder}", "the environment")
         return cls(loaded.model, loaded.text, tuple(loaded.meta["instructions"]), execute, loaded.actions.chunk)
 
     def init(self, instruction: str, seed: int = 0) -> AgentState:
@@ -77,22 +87,33 @@ class ModelPolicy:
         return AgentState(tuple(self.text.encode(instruction)), seed)
 
     @torch.inference_mode()
-    def act(self, obs: Obs, state: AgentState) -> tuple[np.ndarray, AgentState]:
-        """-> the likeliest chunk (M, A) f32 in [-1, 1], new state. ValueError for a malformed or NaN observation."""
-        state = self.see(obs, state)
-        cache = self.model.prefill(self.history(state))
-        chunk = np.asarray(torch.as_tensor(self.model.propose(cache, 1, 0.0)[0]).cpu(), dtype=np.float32)
-        return self.do(chunk, state)
+    def act(
+        self, observations: Observation, states: Sequence[AgentState]
+    ) -> tuple[np.ndarray, list[AgentState]]:
+        """observations of B robots -> their likeliest chunks (B, M, A) f32 in the robot's units, new states.
+
+        ValueError for a malformed or NaN observation.
+        """
+        states = self.see(observations, states)
+        cache = self.model.prefill([self.history(state) for state in states])
+        chunks = self.model.propose(cache, 1, 0.0, [decision_seed(state) for state in states])[:, 0]
+        return self.do(chunks.cpu().numpy(), states)
 
     # The three parts of acting that do not depend on where the chunk comes from.
 
-    def see(self, obs: Obs, state: AgentState) -> AgentState:
-        """The state with this observation added and whatever is too old dropped."""
-        obs = replace(obs.check(), scene=None)  # nothing privileged is kept
-        if obs.state.ndim != 1:
-            raise ValueError(f"a policy acts for one robot; got observations of shape {obs.state.shape[:-1]}")
+    def see(self, observations: Observation, states: Sequence[AgentState]) -> list[AgentState]:
+        """The states with these observations added and whatever is too old dropped."""
+        observations.check(self.model.spec)
+        if observations.state.ndim != 2 or len(observations.state) != len(states):
+            raise ValueError(
+                f"a policy acts for B robots, whose observations lead with B: got {len(states)} states and "
+                f"observations of shape {observations.state.shape[:-1]}"
+            )
         keep = self.chunk // self.execute
-        return replace(state, seen=(*state.seen, obs)[-keep - 1 :], done=state.done[-keep:])
+        return [
+            replace(state, seen=(*state.seen, observations[i])[-keep - 1 :], done=state.done[-keep:])
+            for i, state in enumerate(states)
+        ]
 
     def history(self, state: AgentState) -> History:
         """What the model reads of a state that has just seen: now, and one chunk ago with what was done since.
@@ -104,10 +125,13 @@ class ModelPolicy:
             return History(state.instruction, (now,))
         return History(state.instruction, ((state.seen[0], np.concatenate(state.done)), now))
 
-    def do(self, chunk: np.ndarray, state: AgentState) -> tuple[np.ndarray, AgentState]:
-        """The chunk, checked and clipped, and the state that knows what the loop will execute of it."""
-        chunk = check_action(chunk)
-        return chunk, replace(state, done=(*state.done, chunk[: self.execute]), decisions=state.decisions + 1)
+    def do(self, chunks: np.ndarray, states: Sequence[AgentState]) -> tuple[np.ndarray, list[AgentState]]:
+        """The chunks (B, M, A), checked and clipped, and the states that know what the loop will execute of them."""
+        chunks = check_action(chunks, self.model.spec)
+        return chunks, [
+            replace(state, done=(*state.done, chunk[: self.execute]), decisions=state.decisions + 1)
+            for chunk, state in zip(chunks, states, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -116,6 +140,7 @@ class PlanningPolicy:
 
     acting: ModelPolicy
     planner: Planner = field(default_factory=lambda: Planner(PlannerConfig(), Objective()))
+    batched: ClassVar[bool] = True
 
     @property
     def execute(self) -> int:
@@ -123,23 +148,31 @@ class PlanningPolicy:
 
     @classmethod
     def load(
-        cls, folder: Path | str, execute: int = 2, device: str = "auto", planner: Planner | None = None
-    ) -> PlanningPolicy:
-        """From a checkpoint folder, with the default budget unless a planner is given."""
-        return cls(ModelPolicy.load(folder, execute, device), planner or Planner(PlannerConfig(), Objective()))
+        cls, folder: Path | str, execute: int = 2, device: str = "auto", planner: Planner | None = None,
+        spec: Spec | None = None,
+    ) -> PlanningPolicy:  # fmt: skip
+        """From a checkpoint folder, with the default budget unless a planner is given. spec: see ModelPolicy."""
+        acting = ModelPolicy.load(folder, execute, device, spec)
+        return cls(acting, planner or Planner(PlannerConfig(), Objective()))
 
     def init(self, instruction: str, seed: int = 0) -> AgentState:
         """The state before the first observation; see ModelPolicy."""
         return self.acting.init(instruction, seed)
 
     @torch.inference_mode()
-    def act(self, obs: Obs, state: AgentState) -> tuple[np.ndarray, AgentState]:
-        """-> the best chunk found (M, A) f32, new state, whose `plan` tells what was considered."""
-        state = self.acting.see(obs, state)
-        cache = self.acting.model.prefill(self.acting.history(state))
-        plan = self.planner.plan(self.acting.model, cache, decision_seed(state), state.plan, self.execute)
-        chunk, state = self.acting.do(plan.chunk, state)
-        return chunk, replace(state, plan=plan, late=state.late + plan.late)
+    def act(
+        self, observations: Observation, states: Sequence[AgentState]
+    ) -> tuple[np.ndarray, list[AgentState]]:
+        """observations of B robots -> the best chunks found (B, M, A) f32, new states, whose `plan` tells what was
+        considered."""
+        model, states = self.acting.model, self.acting.see(observations, states)
+        cache = model.prefill([self.acting.history(state) for state in states])
+        generators, last = [decision_seed(state) for state in states], [state.plan for state in states]
+        plans = self.planner.plan(model, cache, generators, last, self.execute)
+        chunks, states = self.acting.do(np.stack([plan.chunk for plan in plans]), states)
+        return chunks, [
+            replace(state, plan=plan, late=state.late + plan.late) for state, plan in zip(states, plans, strict=True)
+        ]
 
 
 def decision_seed(state: AgentState) -> torch.Generator:
