@@ -9,27 +9,46 @@ that two intervals side by side hide.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from agent.evaluation.statistics import mcnemar, paired_difference
-from agent.launch.command import RunError, clear_errors
+from agent.launch.command import RunError, clear_errors, start
+from agent.launch.settings import from_settings
+
+READ = ("env", "split", "criterion", "outcomes", "command")  # what is read of a report
+ORIGIN = ("commit", "device", "precision", "cpu")  # what may differ between two reports, and a person should know
 
 
-def read(folder: str | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class CompareConfig:
+    """first, second: folders of two evaluations."""
+
+    first: str | None
+    second: str | None
+
+    def __post_init__(self) -> None:
+        if not self.first or not self.second:
+            raise ValueError("name the folders of two evaluations: first=FOLDER second=FOLDER")
+
+
+def read(folder: str) -> dict[str, Any]:
     """The report of an evaluation. RunError where there is none."""
-    if not folder:
-        raise RunError("name the folders of two evaluations: first=FOLDER second=FOLDER")
     path = Path(folder) / "report.json"
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        report = json.loads(path.read_text())
+        missing = [name for name in READ if name not in report]
+        if missing:
+            raise ValueError(f"it has no {', '.join(missing)}")
+    except (OSError, ValueError, TypeError) as error:
         raise RunError(
             f"cannot read {path} ({error}). Make it with `python -m agent.evaluate ... out={folder}`."
         ) from error
+    return report
 
 
 def compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
@@ -65,6 +84,10 @@ def table(found: dict[str, Any], first: dict[str, Any], second: dict[str, Any]) 
         "only one": f"{found['only_first']} only the first, {found['only_second']} only the second",
         "difference": f"{found['points']:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}), p = {found['p']:.2g}",
     }
+    a, b = (report.get("provenance") or {} for report in (first, second))  # reports of old have none
+    differing = [name for name in ORIGIN if name in a and name in b and a[name] != b[name]]
+    if differing:
+        rows["made differently"] = "; ".join(f"{name} {a[name]} against {b[name]}" for name in differing)
     width = max(len(name) for name in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
@@ -72,9 +95,10 @@ def table(found: dict[str, Any], first: dict[str, Any], second: dict[str, Any]) 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="compare")
 def main(cfg: DictConfig) -> None:
     with clear_errors():
-        first, second = read(cfg.first), read(cfg.second)
+        config = from_settings(CompareConfig, OmegaConf.to_container(cfg, resolve=True))
+        first, second = read(config.first), read(config.second)
         print(table(compare(first, second), first, second))
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

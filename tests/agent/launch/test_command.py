@@ -1,73 +1,183 @@
-import errno
+import multiprocessing
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from agent.launch.command import append_line, claim, clear_errors, log_run, versions, write_whole
+from agent.launch.command import STOPPED, claim, claimed, clear_errors, differences, versions
 from envs.data.store import EpisodeError
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), EpisodeError("bad"), OSError("bad")])
 def test_expected_errors_become_one_line(error, monkeypatch):
-    """A traceback for a typo."""
+    """Catches a traceback for a typo."""
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     with pytest.raises(SystemExit) as exit, clear_errors():
         raise error
     assert exit.value.code == "error: bad"
 
 
-def test_a_bad_checkpoint_is_expected():
-    """A damaged checkpoint that shows up as a bug with a traceback."""
-    from world_model.checkpoint import CheckpointError
+def test_a_bad_checkpoint_is_expected(monkeypatch):
+    """Catches a damaged checkpoint that shows up as a bug with a traceback."""
 
+    class CheckpointError(RuntimeError):
+        pass
+
+    module = type(sys)("world_model.checkpoint")  # as it is where a command has loaded the model
+    module.CheckpointError = CheckpointError
+    monkeypatch.setitem(sys.modules, "world_model.checkpoint", module)
     with pytest.raises(SystemExit, match="damaged"), clear_errors():
         raise CheckpointError("damaged")
 
 
 def test_bugs_keep_their_traceback():
-    """A bug that hides behind a friendly line."""
+    """Catches a bug that hides behind a friendly line."""
     with pytest.raises(ZeroDivisionError), clear_errors():
         1 / 0  # noqa: B018
 
 
 def test_full_error_on_request(monkeypatch):
-    """With HYDRA_FULL_ERROR=1 the origin of an expected error can still be found."""
+    """Catches an expected error whose origin cannot be found."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(ValueError), clear_errors():
         raise ValueError("bad")
 
 
+def test_ctrl_c(capsys):
+    """Catches a traceback for Ctrl-C, and an exit status that a Makefile takes for success."""
+    with pytest.raises(SystemExit) as exit, clear_errors():
+        raise KeyboardInterrupt
+    assert exit.value.code == STOPPED and capsys.readouterr().err.startswith("stopped; run the same command")
+
+
+COMMAND = """
+import hydra
+from omegaconf import DictConfig
+from agent.launch.command import clear_errors, start
+
+@hydra.main(version_base="1.3", config_path=None, config_name="hydra_test")
+def main(cfg: DictConfig) -> None:
+    with clear_errors():
+        print(cfg.episodes, cfg.policy.execute)
+        if cfg.episodes == 5:
+            raise ValueError("five is too many")
+
+if __name__ == "__main__":
+    start(main)
+"""
+CONFIG = """
+defaults: [{policy: a}, _self_, {override hydra/job_logging: none}, {override hydra/hydra_logging: none}]
+episodes: 3
+out: ???
+hydra: {run: {dir: .}, output_subdir: null}
+"""
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory) -> Path:
+    """A command with settings of its own."""
+    folder = tmp_path_factory.mktemp("command")
+    (folder / "command.py").write_text(COMMAND.replace("config_path=None", f"config_path={str(folder)!r}"))
+    (folder / "hydra_test.yaml").write_text(CONFIG)
+    (folder / "policy").mkdir()
+    (folder / "policy" / "a.yaml").write_text("execute: 2\n")
+    return folder / "command.py"
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("episods=2", "there is no setting `episods`, did you mean `episodes`?; this command has episodes, out, "),
+        ("policy.exec=2", "there is no setting `policy.exec`, did you mean `execute`?; `policy` has execute"),
+        ("policy=b", "In 'hydra_test': Could not find 'policy/b' Available options in 'policy': a"),
+        ("episodes=[", "no viable alternative at input '['"),
+        ("episodes=${nope}", "Interpolation key 'nope' not found"),
+        ("episodes=???", "Missing mandatory value: episodes"),
+        ("episodes=5", "five is too many"),
+    ],
+)
+def test_what_hydra_says_is_one_line(command, setting, line):
+    """Catches Hydra's seven lines, its advice to add the mistyped setting, and its traceback for a missing value."""
+    environment = {name: value for name, value in os.environ.items() if "FULL_ERROR" not in name}
+    environment["PYTHONPATH"] = str(ROOT)
+    ended = subprocess.run([sys.executable, command, setting], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1 and ended.stderr.count("\n") == 1
+    assert ended.stderr.startswith(f"error: {line}")
+
+
+def test_hydras_full_error_on_request(command):
+    """Catches `start` that takes its own HYDRA_FULL_ERROR for the user's, or the user's for its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HYDRA_FULL_ERROR": "1"}
+    ended = subprocess.run([sys.executable, command, "episodes=5"], env=environment, capture_output=True, text=True)
+    assert "Traceback" in ended.stderr and "ValueError: five is too many" in ended.stderr
+    ended = subprocess.run([sys.executable, command], env=environment, capture_output=True, text=True)
+    assert ended.stdout == "3 2\n" and ended.returncode == 0
+
+
 def test_claim(tmp_path):
-    """A folder that accepts the results of other settings, or refuses those of the same."""
-    path = claim(tmp_path / "run", "recipe.json", {"a": (1, 2)})
-    assert claim(tmp_path / "run", "recipe.json", {"a": [1, 2]}) == path
-    with pytest.raises(ValueError, match=r"recipe\.json.*choose another `out`"):
-        claim(tmp_path / "run", "recipe.json", {"a": [1, 3]})
+    """Catches a folder that accepts the results of other settings, or refuses those of the same."""
+    path = claim(tmp_path / "run", "claim.json", {"a": (1, 2), "policy": {"execute": 2}})
+    assert claim(f"{tmp_path}/run/", "claim.json", {"policy": {"execute": 2}, "a": [1, 2]}) == path
+    with pytest.raises(ValueError, match=r"claim\.json.*\(a: \[1, 2\] against \[1, 3\]\); choose another `out`"):
+        claim(tmp_path / "run", "claim.json", {"a": [1, 3], "policy": {"execute": 2}})
+    path.write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        claim(tmp_path / "run", "claim.json", {})
+    assert os.listdir(tmp_path / "run") == ["claim.json"]
 
 
-def test_wandb_mode(tmp_path):
-    """A misspelt mode that silently logs nothing, or online."""
-    log_run("disabled", "n", str(tmp_path), {}, {})
-    with pytest.raises(ValueError, match="wandb must be"):
-        log_run("ofline", "n", str(tmp_path), {}, {})
+def test_differences():
+    """Catches a message that says that something differs and not what."""
+    found = differences({"a": 1, "policy": {"name": "b", "x": 1}}, {"policy": {"name": "c", "x": 1}, "z": None})
+    assert found == ["a: 1 against null", 'policy.name: "b" against "c"']
+
+
+def start_with(folder: Path, value: int, barrier, results) -> None:
+    barrier.wait()
+    try:
+        claim(folder, "claim.json", {"value": value})
+        results.put((value, "goes on"))
+    except ValueError:
+        results.put((value, "refused"))
+
+
+def test_simultaneous_starts(tmp_path):
+    """Catches two starts at once whose settings differ and that both go on, or of equal ones, of which one fails."""
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(8), context.SimpleQueue()
+    processes = [
+        context.Process(target=start_with, args=(tmp_path / "new", i % 2, barrier, results)) for i in range(8)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    outcomes = [results.get() for _ in processes]
+    winner = next(value for value, what in outcomes if what == "goes on")
+    assert sorted(outcomes) == sorted((i % 2, "goes on" if i % 2 == winner else "refused") for i in range(8))
+    assert os.listdir(tmp_path / "new") == ["claim.json"]
+
+
+def test_a_claim_that_came_to_nothing_is_withdrawn(tmp_path):
+    """Catches wrong settings that keep a folder, and a failed start that takes the claim of another that goes on."""
+    with pytest.raises(ZeroDivisionError), claimed(tmp_path, "claim.json", {"a": 1}, used=lambda: False) as path:
+        raise ZeroDivisionError
+    assert not path.exists()
+    with claimed(tmp_path, "claim.json", {"a": 2}, used=lambda: False) as path:
+        with claimed(tmp_path, "claim.json", {"a": 2}, used=lambda: False):
+            pass
+        assert path.exists()
+    assert not path.exists()
+    with claimed(tmp_path, "claim.json", {"a": 3}, used=lambda: True) as path:
+        pass
+    assert path.exists()
 
 
 def test_versions():
-    """A package that is not installed must not stop a report."""
+    """Catches a report that a package stops which is not installed."""
     found = versions("numpy", "no-such-package")
     assert found["numpy"][0].isdigit() and found["no-such-package"] == "missing"
-
-
-@pytest.mark.parametrize("write", [write_whole, append_line])
-def test_full_disk(tmp_path, monkeypatch, write):
-    """A full disk: the message must name the file, and what it held before must still be there."""
-    path = tmp_path / "report.json"
-    write_whole(path, "before\n")
-
-    def full(handle):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"cannot write .*report\.json: No space left"):
-        write(path, "after")
-    assert path.read_text().startswith("before\n")
