@@ -21,10 +21,11 @@ from agent.build import RunConfig, make_envs, make_expert, make_policy, require_
 from agent.collection.branching import BranchConfig, branch, uncertainty_of
 from agent.evaluation.provenance import checkpoint_identity
 from agent.launch import processes
-from agent.launch.command import claim, clear_errors, log_run, versions
-from envs.data.settings import from_settings
+from agent.launch.command import claimed, clear_errors, start, versions
 from envs import preflight
+from envs.data.settings import from_settings
 from envs.data.store import EpisodeError, EpisodeStore
+from envs.data.tracking import log_run
 from envs.types import Episode
 from policies.rollout import rollout
 
@@ -115,24 +116,15 @@ class CollectJob:
 def collect(config: CollectConfig) -> list[Recorded]:
     """Collect what is missing; return what each seed made, by seed."""
     store = EpisodeStore(config.out)
-    claimed = claim(store.root, "collect.json", config.fingerprint())
-    store.clean()
-    done, todo = _sort_out(config, store)
-    progress = tqdm(
-        total=config.episodes,
-        initial=len(done),
-        unit="seed" if config.branching else "episode",
-        desc=f"collect {config.env.label}",
-    )
-    try:
-        with progress as bar:
+    unit, name = "seed" if config.branching else "episode", f"collect {config.env.label}"
+    with claimed(store.root, "collect.json", config.fingerprint(), used=lambda: bool(len(store))):
+        store.clean()
+        done, todo = _sort_out(config, store)
+        with tqdm(total=config.episodes, initial=len(done), unit=unit, desc=name) as bar:
             for recorded in processes.run(CollectJob(config), todo, config.workers):
                 done.append(recorded)
                 bar.update()
                 bar.set_postfix_str(f"success {success_rate(done):.0%}")
-    finally:
-        if not len(store):  # wrong settings must not claim the folder
-            claimed.unlink(missing_ok=True)
     return sorted(done, key=lambda recorded: recorded.seed)
 
 
@@ -180,4 +172,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

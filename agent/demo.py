@@ -23,14 +23,14 @@ from tqdm import tqdm
 
 from agent.build import EnvConfig, PolicyConfig, RunConfig, env_config, make_envs, make_policy
 from agent.evaluate import Outcome, identity, make_report, table
-from agent.launch.command import clear_errors
-from envs.data.settings import from_settings
-from agent.planning.policies import ModelPolicy, PlanningPolicy
+from agent.launch.command import clear_errors, start
 from agent.planning.planner import Plan
+from agent.planning.policies import ModelPolicy, PlanningPolicy
 from agent.viz.film import Film, Future, Moment, draw, film, sheet
 from envs import preflight
 from envs.adapter import Adapter
-from envs.data.files import to_json, write_whole
+from envs.data.files import write_json
+from envs.data.settings import from_settings
 from policies.rollout import Rollout, Step, rollout
 from world_model.model import WorldModel
 
@@ -128,7 +128,7 @@ def run(cfg: DemoConfig) -> tuple[dict[str, Any], list[Path]]:
             draw_decision(picture, env, policy.acting.model, recorder.widest, cfg.futures)
             written.append(picture)
         report = describe(cfg, result, env.criterion) | {"seconds": round(time.perf_counter() - began, 1)}
-    write_whole(paper, to_json(report))
+    write_json(paper, report)
     return report, [*written, paper]
 
 
@@ -184,4 +184,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -25,9 +25,10 @@ from agent.build import EnvConfig, PolicyConfig, RunConfig, make_env, make_envs,
 from agent.evaluation.provenance import checkpoint_identity, provenance
 from agent.evaluation.statistics import wilson
 from agent.launch import processes
-from agent.launch.command import RunError, claim, clear_errors, log_run
+from agent.launch.command import RunError, claimed, clear_errors, start
 from envs import preflight
-from envs.data.files import append_line, to_json, write_whole
+from envs.data.files import append_line, read_lines, write_json
+from envs.data.tracking import log_run
 from policies.rollout import Rollout, rollout
 
 
@@ -93,23 +94,20 @@ def evaluate(config: RunConfig, command: str) -> dict[str, Any]:
     # a checkpoint is told by its content, whatever path leads to it
     policy = asdict(replace(config.policy, checkpoint=checkpoint["sha256"] if checkpoint else ""))
     out = Path(config.out)
-    claimed, log = claim(out, "evaluate.json", {"env": asdict(config.env), "policy": policy}), out / "outcomes.jsonl"
-    known = read_outcomes(log)
-    done = [known[seed] for seed in config.seeds if seed in known]
-    todo = [seed for seed in config.seeds if seed not in known]
-    label = f"{config.policy.label} on {config.env.label}"
-    try:
+    log, label = out / "outcomes.jsonl", f"{config.policy.label} on {config.env.label}"
+    with claimed(out, "evaluate.json", {"env": asdict(config.env), "policy": policy}, used=log.exists):
+        known = read_outcomes(log)
+        done = [known[seed] for seed in config.seeds if seed in known]
+        todo = [seed for seed in config.seeds if seed not in known]
+        job = EvaluateJob(config.env, config.policy, config.robots)
         with tqdm(total=config.episodes, initial=len(done), unit="episode", desc=label) as bar:
-            for outcome in processes.run(EvaluateJob(config.env, config.policy, config.robots), todo, config.workers):
+            for outcome in processes.run(job, todo, config.workers):
                 append_line(log, json.dumps(asdict(outcome), allow_nan=False))
                 done.append(outcome)
                 bar.update()
                 bar.set_postfix_str(f"success {sum(o.success for o in done) / len(done):.0%}")
-    finally:
-        if not log.exists():  # wrong settings must not claim the folder
-            claimed.unlink(missing_ok=True)
     report = make_report(config, done, criterion, instruction, checkpoint, command)
-    write_whole(out / "report.json", to_json(report))
+    write_json(out / "report.json", report)
     return report
 
 
@@ -162,14 +160,9 @@ def total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
 
 
 def read_outcomes(log: Path) -> dict[int, Outcome]:
-    """Seed -> finished episode. A last line that a kill cut short is dropped, here and from the file."""
-    if not log.exists():
-        return {}
-    *lines, tail = log.read_text().split("\n")
-    if tail:
-        write_whole(log, "".join(f"{line}\n" for line in lines))
+    """Seed -> finished episode. A last line that a kill cut short is left out."""
     try:
-        outcomes = [Outcome(**json.loads(line)) for line in lines]
+        outcomes = [Outcome(**json.loads(line)) for line in read_lines(log)]
     except (ValueError, TypeError) as error:
         raise RunError(f"{log} is damaged ({error}). Delete it and run the same command again.") from error
     return {outcome.seed: outcome for outcome in outcomes}
@@ -220,4 +213,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

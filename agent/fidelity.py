@@ -9,7 +9,6 @@ their states in eight different ways, and lets the planner act a few times. Prin
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -24,12 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from agent.build import EnvConfig, PolicyConfig, env_config, make_envs, make_policy
-from agent.collection.counterfactual import CounterfactualJob, Futures, Watched
-from agent.evaluation.provenance import checkpoint_identity, provenance
 from agent.launch import processes
-from agent.launch.command import clear_errors, log_run
+from agent.launch.command import clear_errors, start
 from envs import preflight
-from envs.data.files import to_json, write_whole
+from envs.data.files import write_json
+from envs.data.tracking import log_run
 from policies.rollout import Step, rollout
 from world_model import checkpoint
 from world_model.checkpoint import Loaded
@@ -194,7 +192,7 @@ def main(cfg: DictConfig) -> None:
             "command": " ".join(["python -m agent.fidelity", *HydraConfig.get().overrides.task]),
             "versions": versions("nextstate", "torch", "mujoco"),
         }  # fmt: skip
-        write_whole(out / "fidelity.json", to_json(report))
+        write_json(out / "fidelity.json", report)
         with torch.inference_mode():
             held_out.picture(loaded.model, tracks).save(out / "fidelity.png")
         print(table(figures))
@@ -204,4 +202,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from agent.build import EnvConfig, env_config, make_env, require_expert
-from agent.launch.command import clear_errors
+from agent.launch.command import clear_errors, start
 from envs.data.store import EpisodeStore
 from envs.types import Episode, Observation, Scene
 from policies.base import SinglePolicy, ask, batched
@@ -79,4 +79,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)
