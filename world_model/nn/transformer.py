@@ -1,7 +1,7 @@
 """A decoder-only transformer in the layout of Llama and Qwen3. Nothing here knows about robots.
 
 Parameter names are those of `transformers`, so weights move one to one: `model.` + our name is theirs (`lm_head`
-without the prefix). The sequence comes as pieces that say which other pieces they see, ids are told where they stand by
+without the prefix). The sequence comes as segments that say which other segments they see, ids are told where they stand by
 explicit positions, and the key-value cache is a value: passed in, never written, and what is new is handed back.
 
 Sources: RMSNorm (Zhang and Sennrich 2019), rotary positions (Su et al. 2021), grouped-query attention (Ainslie et
@@ -79,21 +79,21 @@ class KV:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A run of ids that look at the same things: the whole cache, some whole pieces of this call, and themselves.
+class Segment:
+    """A run of ids that look at the same things: the whole cache, some whole segments of this call, and themselves.
 
-    Attention is computed piece by piece over just those keys. A window of four model steps with their drafts would
+    Attention is computed segment by segment over just those keys. A window of four model steps with their drafts would
     fill a (1000, 1000) mask of which nine tenths are empty; this does the full tenth only.
     """
 
     length: int
-    sees: tuple[int, ...] = ()  # indices of pieces in the same call
-    causal: bool = True  # an id sees its own piece up to itself, or else the whole of it
+    sees: tuple[int, ...] = ()  # indices of segments in the same call
+    causal: bool = True  # an id sees its own segment up to itself, or else the whole of it
 
 
 @lru_cache(maxsize=64)
 def causal_mask(length: int, before: int, device: torch.device) -> Tensor:
-    """(length, before + length) bool: everything before, and the own piece up to oneself."""
+    """(length, before + length) bool: everything before, and the own segment up to oneself."""
     return torch.ones(length, before + length, dtype=torch.bool, device=device).tril(before)
 
 
@@ -124,7 +124,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax attention. q: (B, heads, Q, head_dim); k, v: (B, kv_heads, K, head_dim); mask: (Q, K) bool or None.
 
-    At the few hundred ids that a piece sees, the fused kernel wins on a GPU, and on a CPU in fp32 without gradients
+    At the few hundred ids that a segment sees, the fused kernel wins on a GPU, and on a CPU in fp32 without gradients
     (half the time); there in bf16 the plain products take a third of its time, and with gradients as long.
     """
     if q.device.type != "cpu" or (q.dtype == torch.float32 and not torch.is_grad_enabled()):
@@ -152,7 +152,7 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
     def forward(
-        self, x: Tensor, turn: tuple[Tensor, Tensor], pieces: tuple[Piece, ...], past: tuple[Tensor, Tensor] | None
+        self, x: Tensor, turn: tuple[Tensor, Tensor], segments: tuple[Segment, ...], past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch, length, width = x.shape
         q = self.q_proj(x).view(batch, length, -1, self.config.head_dim)  # (B, L, heads, head_dim)
@@ -162,15 +162,15 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q.transpose(1, 2), *turn), rotate(k.transpose(1, 2), *turn)  # (B, heads, L, head_dim)
 
-        lengths = [piece.length for piece in pieces]
+        lengths = [segment.length for segment in segments]
         qs, ks, vs = q.split(lengths, dim=2), k.split(lengths, dim=2), v.split(lengths, dim=2)
         past_k, past_v = ([], []) if past is None else ([p.expand(batch, -1, -1, -1)] for p in past)
         outs = []
-        for i, piece in enumerate(pieces):
-            seen = [*piece.sees, i]
+        for i, segment in enumerate(segments):
+            seen = [*segment.sees, i]
             keys = torch.cat(past_k + [ks[j] for j in seen], dim=2)  # (B, kv_heads, seen ids, head_dim)
             values = torch.cat(past_v + [vs[j] for j in seen], dim=2)
-            mask = causal_mask(piece.length, keys.shape[2] - piece.length, x.device) if piece.causal else None
+            mask = causal_mask(segment.length, keys.shape[2] - segment.length, x.device) if segment.causal else None
             outs.append(attend(qs[i], keys, values, mask))
         out = torch.cat(outs, dim=2).transpose(1, 2).reshape(batch, length, width)
         return self.o_proj(out), k, v
@@ -196,9 +196,9 @@ class Layer(nn.Module):
         self.mlp = SwiGLU(config)
 
     def forward(
-        self, x: Tensor, turn: tuple[Tensor, Tensor], pieces: tuple[Piece, ...], past: tuple[Tensor, Tensor] | None
+        self, x: Tensor, turn: tuple[Tensor, Tensor], segments: tuple[Segment, ...], past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        attended, k, v = self.self_attn(self.input_layernorm(x), turn, pieces, past)
+        attended, k, v = self.self_attn(self.input_layernorm(x), turn, segments, past)
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x)), k, v
 
@@ -230,21 +230,21 @@ class Transformer(nn.Module):
         return self.embed_tokens(ids)
 
     def forward(
-        self, x: Tensor, positions: Tensor, pieces: tuple[Piece, ...] | None = None, past: KV | None = None
+        self, x: Tensor, positions: Tensor, segments: tuple[Segment, ...] | None = None, past: KV | None = None
     ) -> tuple[Tensor, KV]:
         """Hidden states of L new ids after the ids in `past`.
 
-        x: (B, L, width); positions: (L,) int; pieces: lengths add up to L, one causal piece by default; past: a cache
-        of one row or B rows, seen by every piece.
+        x: (B, L, width); positions: (L,) int; segments: lengths add up to L, one causal segment by default; past: a cache
+        of one row or B rows, seen by every segment.
         Returns h (B, L, width) after the last norm, and the keys and values of the L new ids alone: the caller
         keeps those it wants (`past.then(new.part(...))`), so that drafts never enter a cache.
         """
         length = x.shape[1]
-        pieces = pieces or (Piece(length),)
+        segments = segments or (Segment(length),)
         if positions.shape != (length,):
             raise ValueError(f"x {tuple(x.shape)} needs positions ({length},), got {tuple(positions.shape)}")
-        if sum(piece.length for piece in pieces) != length:
-            raise ValueError(f"pieces {[piece.length for piece in pieces]} do not add up to the {length} ids of x")
+        if sum(segment.length for segment in segments) != length:
+            raise ValueError(f"segments {[segment.length for segment in segments]} do not add up to the {length} ids of x")
         if past is not None and past.rows not in (1, x.shape[0]):
             raise ValueError(f"a cache of {past.rows} rows cannot serve a batch of {x.shape[0]}")
         if torch.is_autocast_enabled(x.device.type):
@@ -252,7 +252,7 @@ class Transformer(nn.Module):
         turn = rotary(positions, self.config.head_dim, self.config.rope_base, x.dtype)
         keys, values = [], []
         for i, layer in enumerate(self.layers):
-            x, k, v = layer(x, turn, pieces, None if past is None else (past.keys[i], past.values[i]))
+            x, k, v = layer(x, turn, segments, None if past is None else (past.keys[i], past.values[i]))
             keys.append(k)
             values.append(v)
         return self.norm(x), KV(tuple(keys), tuple(values))
