@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from envs.types import Spec
+from world_model.nn.device import constants
 from world_model.nn.transformer import Segment
 from world_model.tokens.images import grid
 from world_model.tokens.vocab import Block, Vocab
@@ -203,9 +204,9 @@ class Layout:
         ids = torch.cat([vocab.action.encode(coefs), vocab.gripper.encode(grippers)], dim=-1)
         return self._segments((marks.boa, ids, marks.eoa))
 
-    def act_ids(self, *lead: int) -> Tensor:
+    def act_ids(self, *lead: int, device: torch.device | None = None) -> Tensor:
         """(*lead, act) ids: nothing is known yet."""
-        return torch.full((*lead, self.act), self.vocab.marks.mask)
+        return torch.full((*lead, self.act), self.vocab.marks.mask, device=device)
 
     def next_ids(self, image: Tensor, state: Tensor) -> Tensor:
         """The current observation, image (..., K) local and state (..., P) in bins -> (..., next) ids."""
@@ -236,7 +237,7 @@ class Layout:
     def points_from_bins(self, bins: Tensor) -> Tensor:
         """(..., 3 n) bins -> (..., n, 3) m."""
         low, high = self._workspace(bins.device)
-        return low + bins.unflatten(-1, (-1, 3)) / (self.vocab.state.size - 1) * (high - low)
+        return low + bins.unflatten(-1, (len(self.spec.keypoints), 3)) / (self.vocab.state.size - 1) * (high - low)
 
     def value_to_bins(self, value: Tensor) -> Tensor:
         """(...) in [0, 1] -> bins; NaN stays NaN."""
@@ -264,13 +265,6 @@ class Layout:
         for begin, ids, end in segments:
             parts += [ids.new_full((*ids.shape[:-1], 1), begin), ids, ids.new_full((*ids.shape[:-1], 1), end)]
         return torch.cat(parts, dim=-1)
-
-
-@lru_cache(maxsize=64)
-def constants(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """(n,) f32, sent to a device once."""
-    with torch.inference_mode(False):  # also when the first to ask computes no gradients, for the next one may
-        return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 @dataclass(frozen=True)
@@ -338,6 +332,6 @@ class Sequence:
         if steps != self.steps:
             raise ValueError(f"a sequence of {self.steps} steps cannot hold windows of {steps}")
         image, state = batch.image[:, :steps], batch.state[:, :steps]  # (B, S, K), (B, S, P)
-        copies = at.act_ids(rows, steps).to(image.device), at.next_ids(image, state)
+        copies = at.act_ids(rows, steps, device=image.device), at.next_ids(image, state)
         each = torch.cat([at.obs_ids(image, state), at.chunk_ids(batch.action), *copies], dim=-1)  # (B, S, stride)
         return torch.cat([batch.instruction, each.flatten(1)], dim=1)
