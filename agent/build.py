@@ -2,46 +2,74 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import gymnasium as gym
+from gymnasium.vector import VectorEnv
 
-import envs  # noqa: F401  registers the gymnasium ids
-from policies.base import Policy
-from policies.exploration import Play, RandomPolicy
-from policies.scripted.experts import FoldExpert, LiftExpert, Perturbed
+from agent.launch.processes import available_cores
+from envs.adapter import Adapter, AdapterConfig, vector
+from envs.data.settings import from_settings
+from envs.types import Spec
+from policies.base import Policy, SinglePolicy
+from policies.scripted.perturbed import Perturbed
 
-T = TypeVar("T")
-POLICIES = ("random", "play", "scripted", "perturbed", "branch", "model", "planner", "oracle")
+LEARNED = ("model", "planner")
+POLICIES = ("random", "play", "scripted", "perturbed", "branch", *LEARNED, "oracle", "plugin")
+MODEL_FREE = {"random": "policies.exploration:RandomPolicy", "play": "policies.exploration:Play"}
 
 
-@dataclass(frozen=True)
-class EnvConfig:
-    """Which environment. options: of its constructor, beside the split."""
+@dataclass(frozen=True, kw_only=True)
+class EnvConfig(AdapterConfig):
+    """Which environment, and what it leaves open (see `envs.adapter.AdapterConfig`).
 
-    name: str
+    name: short, for file names; made from the id where it is null. id: gymnasium's, with `module:` before it where a
+    module has to be imported first. options: of its constructor. expert: `module:Name` of who demonstrates, null for
+    nobody. perturb: fields of policies.scripted.perturbed.Perturbed that fit this robot.
+    """
+
     id: str
     split: str
+    name: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    expert: str | None = None
+    perturb: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """A name that a file can have."""
+        return self.name or self.id.split(":")[-1].split("/")[-1].lower().replace(" ", "_")
+
+    @property
+    def adapter(self) -> AdapterConfig:
+        """The part that the adapter reads."""
+        return AdapterConfig(**{f.name: getattr(self, f.name) for f in fields(AdapterConfig)})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
     """Which policy; what a policy does not use is ignored.
 
+    target: `module:Name` of a policy of your own (plugin). options: of its constructor, beside `spec`, which a
+    constructor with a parameter of that name is given.
     checkpoint: folder (model, planner).      execute: control steps before the next decision (model, planner, oracle).
-    device: auto, cpu or cuda.                decode: parallel or causal, how futures are imagined (planner).
-    planner, objective: fields of PlannerConfig and Objective (agent.planning) that differ.
-    perturb: fields of policies.scripted.experts.Perturbed that differ (perturbed, branch).
+    device: auto, cpu or cuda.                decode: parallel or autoregressive, how futures are imagined (planner).
+    planner, objective: fields of PlannerConfig and Objective (agent.planning) that differ; `objective.target` is a
+    `module:Name` of your own, called with its other settings.
+    perturb: fields of policies.scripted.perturbed.Perturbed that differ (perturbed, branch).
     then: expert, model or planner, who takes over from play (play).
     branch: fields of BranchConfig (agent.collection.branching) that differ (branch, a way to collect and no policy).
     """
 
     name: str
+    target: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: str = ""
     execute: int = 2
     device: str = "auto"
@@ -55,18 +83,28 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         if self.name not in POLICIES:
             raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {self.name!r}")
-        if self.then not in ("", "expert", "model", "planner"):
-            raise ValueError(f"`then` must be expert, model or planner, got {self.then!r}")
+        if (self.name == "plugin") != bool(self.target):
+            raise ValueError("policy=plugin needs policy.target=module:Name, and no other policy takes it")
+        if self.then not in ("", "expert", *LEARNED):
+            raise ValueError(f"`then` must be expert, {' or '.join(LEARNED)}, got {self.then!r}")
 
     @property
     def learned(self) -> bool:
         """Whether it reads a checkpoint."""
-        return bool({self.name, self.then} & {"model", "planner"} or self.branch.get("unsure"))
+        return bool({self.name, self.then} & set(LEARNED) or self.branch.get("unsure"))
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return self.target or self.name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A policy on the seeds seed, seed + 1, ...    out: folder of results.    workers: processes, 0 for this one."""
+    """A policy on the seeds seed, seed + 1, ...
+
+    out: folder of results. workers: processes, 0 for this one. robots: driven at a time by each of them.
+    """
 
     env: EnvConfig
     policy: PolicyConfig
@@ -74,12 +112,13 @@ class RunConfig:
     episodes: int
     out: str
     workers: int
+    robots: int = 1
 
     def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise ValueError(f"episodes must be at least 1, got {self.episodes}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+        if self.episodes < 1 or self.robots < 1:
+            raise ValueError(f"episodes and robots must be at least 1, got {self.episodes} and {self.robots}")
+        if self.seed < 0 or self.workers < 0:
+            raise ValueError(f"seed and workers must be 0 or more, got {self.seed} and {self.workers}")
 
     @property
     def seeds(self) -> list[int]:
@@ -88,78 +127,132 @@ class RunConfig:
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> RunConfig:
-        """From a verb's settings, in which `split` and `checkpoint` stand beside the environment and the policy."""
+        """From a command's settings, in which `split` and `checkpoint` stand beside the environment and the policy."""
         policy = from_settings(PolicyConfig, {**raw["policy"], "checkpoint": raw["checkpoint"]})
-        return cls(
-            env=from_settings(EnvConfig, {**raw["env"], "split": raw["split"]}),
-            policy=policy if policy.learned else replace(policy, checkpoint=""),
-            seed=raw["seed"],
-            episodes=raw["episodes"],
-            out=raw["out"],
-            workers=raw["workers"] if raw["workers"] is not None else os.cpu_count(),
-        )
+        known = {f.name for f in fields(cls)} - {"env", "policy", "workers"}
+        return from_settings(cls, {
+            **{name: value for name, value in raw.items() if name in known},
+            "env": env_config(raw),
+            "policy": policy if policy.learned else replace(policy, checkpoint=""),
+            "workers": available_cores() if raw["workers"] is None else raw["workers"],
+        })  # fmt: skip
 
 
-def make_env(config: EnvConfig) -> gym.Env:
-    """The environment. ValueError for an unknown id, split or option. Close it after use."""
+def env_config(raw: Mapping[str, Any]) -> EnvConfig:
+    """From a command's settings, in which `split` stands beside the environment."""
+    return from_settings(EnvConfig, {**raw["env"], "split": raw["split"]})
+
+
+def make_env(config: EnvConfig) -> Adapter:
+    """The environment behind the contract of `envs.adapter`. ValueError for an unknown id, split or option. Close it
+    after use."""
     os.environ.setdefault("MUJOCO_GL", "egl")
+    module, _, name = config.id.rpartition(":")
     try:
-        # the checker of gymnasium costs time in every step; the tests run it once instead
-        return gym.make(config.id, disable_env_checker=True, split=config.split, **config.options)
-    except (gym.error.Error, TypeError) as error:
+        if module:
+            importlib.import_module(module)
+        spec = gym.spec(name)
+        takes = parameters(gym.envs.registration.load_env_creator(spec.entry_point))
+        options = dict(config.options)
+        if "split" in takes:
+            options["split"] = config.split
+        elif config.split not in ("train", "seen"):
+            raise ValueError(f"it has no split {config.split!r}: it takes none, so only train and seen exist")
+        if {"render_mode", "**"} & takes:
+            options.setdefault("render_mode", "rgb_array")
+        # The loop keeps the time, and gymnasium's checker costs time in every step; the tests run it once instead.
+        env = gym.make(name, disable_env_checker=True, max_episode_steps=-1, **options)
+        limit = config.max_steps or spec.max_episode_steps
+        return Adapter(env, config.split, replace(config.adapter, max_steps=limit), own_splits="split" in takes)
+    except (gym.error.Error, ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"cannot make environment {config.id}: {error}") from error
 
 
-def make_expert(config: EnvConfig) -> Policy:
-    """The scripted expert of an environment. ValueError where nobody wrote one."""
-    match config.id:
-        case "nextstate/FoldHalf-v0":
-            return FoldExpert()
-        case "nextstate/Lift-v0":
-            return LiftExpert()
-    raise ValueError(f"there is no scripted expert for {config.id}")
+def make_envs(config: EnvConfig, robots: int = 1) -> VectorEnv:
+    """Several of them in this process, for the loop."""
+    return vector([lambda: make_env(config)] * robots)
 
 
-def make_policy(config: PolicyConfig, env_config: EnvConfig, env: gym.Env) -> Policy:
-    """The policy, ready to act in `env`. CheckpointError or ValueError where its settings or files are wrong."""
+def make_expert(config: EnvConfig, spec: Spec) -> SinglePolicy | None:
+    """Who demonstrates in an environment; None where nobody does."""
+    return load(config.expert, {}, spec) if config.expert else None
+
+
+def require_expert(config: EnvConfig, spec: Spec) -> SinglePolicy:
+    """Who demonstrates. ValueError where nobody does."""
+    expert = make_expert(config, spec)
+    if expert is None:
+        raise ValueError(f"there is no expert for {config.id}: name one with env.expert=module:Name")
+    return expert
+
+
+def make_policy(config: PolicyConfig, env: EnvConfig, envs: VectorEnv) -> Policy | SinglePolicy:
+    """The policy, ready to act in `envs`. CheckpointError or ValueError where its settings or files are wrong."""
+    spec: Spec = envs.get_attr("robot_spec")[0]
     match config.name:
+        case "plugin":
+            return load(config.target, config.options, spec)
         case "random":
-            return RandomPolicy()
+            return load(MODEL_FREE["random"], {}, spec)
         case "play":
-            taking_over = "scripted" if config.then in ("", "expert") else config.then
-            return Play(make_policy(replace(config, name=taking_over), env_config, env))
+            name = "scripted" if config.then in ("", "expert") else config.then
+            return load(MODEL_FREE["play"], {"then": make_policy(replace(config, name=name), env, envs)}, spec)
         case "scripted":
-            return make_expert(env_config)
+            return require_expert(env, spec)
         case "perturbed":
-            settings = {"noise": (0.08, 0.35), **config.perturb}
-            return from_settings(Perturbed, {**settings, "expert": make_expert(env_config)})
+            settings = {**env.perturb, **config.perturb, "expert": require_expert(env, spec), "spec": spec}
+            return from_settings(Perturbed, settings)
         case "branch":
             raise ValueError("policy=branch is for agent.collect: it records several futures of one state")
     # the rest needs torch, which collecting from an expert does without
-    from agent.planning.agent import ModelPolicy, PlanningPolicy
-    from agent.planning.objective import Objective
     from agent.planning.planner import Planner, PlannerConfig
+    from agent.planning.policies import ModelPolicy, PlanningPolicy
     from agent.planning.simulator import ORACLE_BUDGET, OraclePolicy
 
-    measure = getattr(env.unwrapped, "progress_in", None)
-    objective = from_settings(Objective, {**config.objective, "measure": measure})
-    match config.name:
-        case "model":
-            return ModelPolicy.load(Path(config.checkpoint), config.execute, config.device)
-        case "planner":
-            planner = Planner(from_settings(PlannerConfig, config.planner), objective)
-            return PlanningPolicy.load(Path(config.checkpoint), config.execute, config.device, planner)
-        case "oracle":
-            budget = {f.name: getattr(ORACLE_BUDGET, f.name) for f in fields(ORACLE_BUDGET)}
-            planner = Planner(from_settings(PlannerConfig, {**budget, **config.planner}), objective)
-            return OraclePolicy.of(env, make_expert(env_config), config.execute, planner)
-    raise ValueError(f"no policy is called {config.name!r}")
+    if config.name == "model":
+        return ModelPolicy.load(Path(config.checkpoint), config.execute, config.device, spec)
+    objective = make_objective(config.objective, envs, spec)
+    if config.name == "planner":
+        planner = Planner(from_settings(PlannerConfig, config.planner), objective)
+        return PlanningPolicy.load(Path(config.checkpoint), config.execute, config.device, planner, spec)
+    budget = {f.name: getattr(ORACLE_BUDGET, f.name) for f in fields(ORACLE_BUDGET)}
+    planner = Planner(from_settings(PlannerConfig, {**budget, **config.planner}), objective)
+    return OraclePolicy.of(envs, require_expert(env, spec), config.execute, planner)
 
 
-def from_settings(kind: type[T], settings: Mapping[str, Any]) -> T:
-    """A frozen dataclass from settings; lists become tuples. ValueError names a setting that it does not have."""
-    known = {f.name for f in fields(kind)}
-    for name in settings:
-        if name not in known:
-            raise ValueError(f"{kind.__name__} has no setting `{name}`; it has {', '.join(sorted(known))}")
-    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()})
+def make_objective(settings: Mapping[str, Any], envs: VectorEnv, spec: Spec) -> Callable[..., Any]:
+    """What a future is worth: ours, or with `target` somebody's `module:Name`."""
+    from agent.planning.objective import Objective
+
+    if settings.get("target"):
+        return load(settings["target"], {k: v for k, v in settings.items() if k != "target"}, spec)
+    tasks = [env.unwrapped for env in getattr(envs, "envs", ())]
+    measure = getattr(tasks[0], "progress_in", None) if tasks else None
+    return from_settings(Objective, {**{k: v for k, v in settings.items() if k != "target"}, "measure": measure})
+
+
+def load(target: str, options: Mapping[str, Any], spec: Spec) -> Any:
+    """The object that `module:Name` makes from these options, and from the robot's spec where it takes one.
+
+    ValueError says what could not be imported, found or made.
+    """
+    module, _, name = target.partition(":")
+    if not module or not name:
+        raise ValueError(f"{target!r} must be of the form module:Name")
+    try:
+        made = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot find {target}: {error}. Is its folder the one that you run from?") from error
+    if not callable(made):
+        raise ValueError(f"{target} must be a class or a function that makes one")
+    wanted = {"spec": spec} if "spec" in parameters(made) and "spec" not in options else {}
+    try:
+        return made(**options, **wanted)
+    except TypeError as error:
+        raise ValueError(f"cannot make {target} with {dict(options)}: {error}") from error
+
+
+def parameters(made: Callable[..., Any]) -> set[str]:
+    """The names of what it takes, `**` among them where it takes any."""
+    found = inspect.signature(made).parameters.values()
+    return {"**" if p.kind is p.VAR_KEYWORD else p.name for p in found}

@@ -13,18 +13,20 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import hydra
+from gymnasium.vector import SyncVectorEnv, VectorEnv
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from agent import build
-from agent.build import RunConfig, from_settings, make_env, make_policy
-from agent.collection.branching import BranchConfig, branch, doubt_of
+from agent.build import RunConfig, make_envs, make_expert, make_policy, require_expert
+from agent.collection.branching import BranchConfig, branch, uncertainty_of
+from agent.evaluation.provenance import checkpoint_identity
 from agent.launch import processes
 from agent.launch.command import claim, clear_errors, log_run, versions
+from envs.data.settings import from_settings
 from envs import preflight
 from envs.data.store import EpisodeError, EpisodeStore
 from envs.types import Episode
-from policies.base import rollout
+from policies.rollout import rollout
 
 RECORDED_VERSIONS = ("mujoco", "robosuite", "numpy", "gymnasium")
 
@@ -51,13 +53,18 @@ class CollectConfig(RunConfig):
     def names(self, seed: int) -> tuple[str, ...]:
         """The seed's episodes within the store, in the order in which they are written."""
         suffixes = self.branching.names if self.branching else ("",)
-        return tuple(f"{self.env.name}-{self.env.split}-{seed:07d}{suffix}" for suffix in suffixes)
+        return tuple(f"{self.env.label}-{self.env.split}-{seed:07d}{suffix}" for suffix in suffixes)
 
-    def recipe(self) -> dict:
-        """What must be the same for episodes to stand in one folder."""
+    def fingerprint(self) -> dict:
+        """What must be the same for episodes to stand in one folder; a checkpoint is told by its content."""
         # What is empty says nothing: a setting that is added one day must not part folders that it does not concern.
-        policy = {name: value for name, value in asdict(self.policy).items() if value not in ("", {})}
-        return {"env": asdict(self.env), "policy": policy}
+        env, policy = (
+            {name: value for name, value in asdict(part).items() if value not in ("", {}, None, ())}
+            for part in (self.env, self.policy)
+        )
+        if self.policy.learned:
+            policy["checkpoint"] = checkpoint_identity(self.policy.checkpoint)["sha256"]
+        return {"env": env, "policy": policy}
 
 
 @dataclass(frozen=True)
@@ -83,33 +90,39 @@ class CollectJob:
 
     def work(self, seeds: Iterator[int]) -> Iterator[Recorded]:
         """Write the episodes of each seed."""
-        config, branching = self.config, self.config.branching
-        store, expert = EpisodeStore(config.out), build.make_expert(config.env)
-        acting = replace(config.policy, name="perturbed") if branching else config.policy
-        doubt = doubt_of(config.policy.checkpoint) if branching and branching.unsure else None
-        with closing(make_env(config.env)) as env:
-            policy = make_policy(acting, config.env, env)
-            for seed in seeds:
-                if branching:
-                    episodes = branch(env, policy, expert, seed, branching, doubt)
-                else:
-                    episodes = [rollout(env, policy, seed, expert).episode]
+        config, store = self.config, EpisodeStore(self.config.out)
+        with closing(make_envs(config.env, 1 if config.branching else config.robots)) as envs:
+            for seed, episodes in self._branches(envs, seeds) if config.branching else self._episodes(envs, seeds):
                 for name, episode in zip(config.names(seed), episodes, strict=True):
                     store.write(episode.with_versions(**versions(*RECORDED_VERSIONS)), name)
                 yield Recorded.of(seed, episodes)
+
+    def _episodes(self, envs: VectorEnv, seeds: Iterator[int]) -> Iterator[tuple[int, list[Episode]]]:
+        env, spec = self.config.env, envs.get_attr("robot_spec")[0]
+        policy = make_policy(self.config.policy, env, envs)
+        for run in rollout(envs, policy, seeds, make_expert(env, spec)):
+            yield run.episode.seed, [run.episode]
+
+    def _branches(self, envs: SyncVectorEnv, seeds: Iterator[int]) -> Iterator[tuple[int, list[Episode]]]:
+        config, branching = self.config, self.config.branching
+        policy = make_policy(replace(config.policy, name="perturbed"), config.env, envs)
+        expert = require_expert(config.env, envs.get_attr("robot_spec")[0])
+        uncertainty = uncertainty_of(config.policy.checkpoint) if branching.unsure else None
+        for seed in seeds:
+            yield seed, branch(envs, policy, expert, seed, branching, uncertainty)
 
 
 def collect(config: CollectConfig) -> list[Recorded]:
     """Collect what is missing; return what each seed made, by seed."""
     store = EpisodeStore(config.out)
-    recipe = claim(store.root, "collect.json", config.recipe())
+    claimed = claim(store.root, "collect.json", config.fingerprint())
     store.clean()
     done, todo = _sort_out(config, store)
     progress = tqdm(
         total=config.episodes,
         initial=len(done),
         unit="seed" if config.branching else "episode",
-        desc=f"collect {config.env.name}",
+        desc=f"collect {config.env.label}",
     )
     try:
         with progress as bar:
@@ -119,7 +132,7 @@ def collect(config: CollectConfig) -> list[Recorded]:
                 bar.set_postfix_str(f"success {success_rate(done):.0%}")
     finally:
         if not len(store):  # wrong settings must not claim the folder
-            recipe.unlink(missing_ok=True)
+            claimed.unlink(missing_ok=True)
     return sorted(done, key=lambda recorded: recorded.seed)
 
 
@@ -149,7 +162,7 @@ def summary(config: CollectConfig, recorded: list[Recorded]) -> str:
     store = EpisodeStore(config.out)
     size = sum(store.path(name).stat().st_size for r in recorded for name in config.names(r.seed))
     return (
-        f"{episodes} episodes of {config.env.name}, split {config.env.split}, seeds {recorded[0].seed} to "
+        f"{episodes} episodes of {config.env.label}, split {config.env.split}, seeds {recorded[0].seed} to "
         f"{recorded[-1].seed}: {good} succeed ({success_rate(recorded):.1%}), {steps} control steps "
         f"({steps / episodes:.0f} an episode), {size / 2**20:.0f} MiB in {config.out}"
     )
@@ -163,7 +176,7 @@ def main(cfg: DictConfig) -> None:
         recorded = collect(config)
         print(summary(config, recorded))
         figures = {"episodes": sum(r.episodes for r in recorded), "success_rate": success_rate(recorded)}
-        log_run(cfg.wandb, f"collect {config.env.name}", config.out, config.recipe(), figures)
+        log_run(cfg.wandb, f"collect {config.env.label}", config.out, config.fingerprint(), figures)
 
 
 if __name__ == "__main__":

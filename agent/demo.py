@@ -8,7 +8,6 @@ and a report. Exits with 1 where the task was not done.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from contextlib import closing
@@ -16,22 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import hydra
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from agent.build import EnvConfig, PolicyConfig, RunConfig, from_settings, make_env, make_policy
+from agent.build import EnvConfig, PolicyConfig, RunConfig, env_config, make_envs, make_policy
 from agent.evaluate import Outcome, identity, make_report, table
-from agent.launch.command import clear_errors, write_whole
-from agent.planning.agent import ModelPolicy, PlanningPolicy
+from agent.launch.command import clear_errors
+from envs.data.settings import from_settings
+from agent.planning.policies import ModelPolicy, PlanningPolicy
 from agent.planning.planner import Plan
 from agent.viz.film import Film, Future, Moment, draw, film, sheet
 from envs import preflight
-from envs.types import CONTROL_HZ
-from policies.base import Rollout, Step, rollout
+from envs.adapter import Adapter
+from envs.data.files import to_json, write_whole
+from policies.rollout import Rollout, Step, rollout
 from world_model.model import WorldModel
 
 CAMERA = 320  # pixels, the real camera in the film
@@ -69,7 +69,7 @@ class Recorder:
     A future that was imagined at one control step is due one chunk later. It is shown then, beside what came.
     """
 
-    env: gym.Env
+    env: Adapter
     policy: ModelPolicy | PlanningPolicy
     film: Film
     bar: tqdm
@@ -86,46 +86,53 @@ class Recorder:
             wider = self.widest is None or np.ptp(plan.scores) > np.ptp(self.widest.plan.scores)
             if wider and self.saved is not None:
                 self.widest = Decision(step.index, plan, self.saved)
-        self.saved = self.env.unwrapped.save_state()
+        self.saved = self.env.unwrapped.save_state() if restores(self.env) else None
 
-        now, world = step.index + 1, self.env.unwrapped
+        now, env, rate = step.index + 1, self.env, self.env.robot_spec.control_hz
         self.shown = self.due.pop(now, self.shown)
         moment = Moment(
-            world.render_main(CAMERA), self.shown, world.instruction, step.info["subtask"], now, now / CONTROL_HZ,
+            env.picture(CAMERA), self.shown, env.instruction, step.info["subtask"], now, now / rate,
             plan.scores if plan else None, plan.chosen if plan else None, step.info["success"],
+            f"imagined {self.policy.acting.chunk / rate:.1f} s ago",
         )  # fmt: skip
         self.film.add(draw(moment))
         self.bar.set_postfix_str(step.info["subtask"] + (f", value {plan.value:.2f}" if plan else ""))
         self.bar.update()
 
 
+def restores(env: Adapter) -> bool:
+    """Whether the simulator can be put back to an earlier moment."""
+    return hasattr(env.unwrapped, "save_state")
+
+
 def next_frame(model: WorldModel, plan: Plan, row: int) -> np.ndarray:
-    """What candidate `row` was imagined to lead to one chunk later, (64, 64, 3) u8."""
+    """What candidate `row` was imagined to lead to one chunk later, in the first camera: (h, w, 3) u8."""
     imagined, index = plan.imagination_of(row)
-    main, _ = model.paint(imagined, slice(index, index + 1))  # (1, H, 64, 64, 3)
-    return main[0, 0].cpu().numpy()
+    frames = model.decode_frames(imagined, slice(index, index + 1))  # camera -> (1, H, h, w, 3)
+    return frames[model.spec.cameras[0].name][0, 0].cpu().numpy()
 
 
 def run(cfg: DemoConfig) -> tuple[dict[str, Any], list[Path]]:
     """One episode. Returns the report, and what was written."""
     began = time.perf_counter()
-    movie = cfg.out / f"{cfg.env.name.split('_')[0]}.mp4"  # fold.mp4, lift.mp4
+    movie = cfg.out / f"{cfg.env.label.split('_')[0]}.mp4"  # fold.mp4, lift.mp4
     picture, paper = cfg.out / "plan.png", cfg.out / "report.json"
     written = [movie]
-    with closing(make_env(cfg.env)) as env:
-        policy, world = make_policy(cfg.policy, cfg.env, env), env.unwrapped
-        with film(movie, CONTROL_HZ) as open_film, tqdm(total=world.horizon, unit="step", desc=cfg.env.name) as bar:
+    with closing(make_envs(cfg.env)) as envs:
+        (env,), policy = envs.envs, make_policy(cfg.policy, cfg.env, envs)
+        rate, limit = round(env.robot_spec.control_hz), env.max_steps
+        with film(movie, rate) as open_film, tqdm(total=limit, unit="step", desc=cfg.env.label) as bar:
             recorder = Recorder(env, policy, open_film, bar)
-            result = rollout(env, policy, cfg.seed, on_step=recorder.watch)
+            (result,) = rollout(envs, policy, [cfg.seed], on_step=recorder.watch)
         if recorder.widest:
             draw_decision(picture, env, policy.acting.model, recorder.widest, cfg.futures)
             written.append(picture)
-        report = describe(cfg, result, world.criterion) | {"seconds": round(time.perf_counter() - began, 1)}
-    write_whole(paper, json.dumps(report, indent=1) + "\n")
+        report = describe(cfg, result, env.criterion) | {"seconds": round(time.perf_counter() - began, 1)}
+    write_whole(paper, to_json(report))
     return report, [*written, paper]
 
 
-def draw_decision(path: Path, env: gym.Env, model: WorldModel, decision: Decision, count: int) -> None:
+def draw_decision(path: Path, env: Adapter, model: WorldModel, decision: Decision, count: int) -> None:
     """Draw what one decision considered: each imagined frame beside the true one, found by doing it.
 
     env: in the episode of the decision. It is left in the decision's state.
@@ -135,38 +142,34 @@ def draw_decision(path: Path, env: gym.Env, model: WorldModel, decision: Decisio
     evenly = [rows[i] for i in np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
     shown = list(dict.fromkeys([plan.chosen, 0, *evenly]))[:count]
     world.load_state(decision.saved)
-    now, futures = world.render_main(SHEET_CAMERA), []
+    now, futures = env.picture(SHEET_CAMERA), []
     for row in shown:
         for action in plan.actions[row, 0]:
             world.advance(action)
-        true = world.render_main(SHEET_CAMERA)
+        true = env.picture(SHEET_CAMERA)
         frame, score = next_frame(model, plan, row), float(plan.scores[row])
         futures.append(Future(score, frame, true, chosen=row == plan.chosen, own=row == 0))
         world.load_state(decision.saved)
-    title = f"“{world.instruction}”, control step {decision.step}: {len(shown)} of {len(rows)} futures, best first"
+    title = f"“{env.instruction}”, control step {decision.step}: {len(shown)} of {len(rows)} futures, best first"
     sheet(path, now, futures, title)
 
 
 def describe(cfg: DemoConfig, result: Rollout, criterion: str) -> dict[str, Any]:
     """The report of one episode: what evaluation reports, and how this one ended."""
-    episode = result.episode
-    outcome = Outcome(
-        cfg.seed, bool(episode.success[-1]), len(episode), float(episode.progress[-1]), result.score,
-        result.late_decisions, result.decision_seconds.tolist(),
-    )  # fmt: skip
-    settings = RunConfig(cfg.env, cfg.policy, cfg.seed, 1, str(cfg.out), 0)
+    outcome, instruction = Outcome.of(result), result.episode.instruction
+    settings = RunConfig(env=cfg.env, policy=cfg.policy, seed=cfg.seed, episodes=1, out=str(cfg.out), workers=0)
     checkpoint = identity(cfg.policy)
-    report = make_report(settings, [outcome], criterion, episode.instruction, checkpoint, "python -m agent.demo")
+    report = make_report(settings, [outcome], criterion, instruction, checkpoint, "python -m agent.demo")
     ending = {"success": outcome.success, "steps": outcome.steps, "score": outcome.score}
     return {**ending, "decisions": len(outcome.decision_seconds), **report}
 
 
 def from_hydra(cfg: DictConfig) -> DemoConfig:
-    """The settings of this verb."""
+    """The settings of this command."""
     raw = OmegaConf.to_container(cfg, resolve=True)
     policy = from_settings(PolicyConfig, {**raw["policy"], "checkpoint": raw["checkpoint"]})
-    env = from_settings(EnvConfig, {**raw["env"], "split": raw["split"]})
-    return DemoConfig(env, policy, raw["seed"], Path(raw["out"]), raw["futures"])
+    kept = {name: raw[name] for name in ("seed", "out", "futures")}
+    return from_settings(DemoConfig, {**kept, "env": env_config(raw), "policy": policy})
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="demo")

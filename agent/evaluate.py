@@ -7,12 +7,11 @@ Run the same command again to go on where it stopped: finished episodes are kept
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from agent.build import EnvConfig, PolicyConfig, RunConfig, make_env, make_policy
+from agent.build import EnvConfig, PolicyConfig, RunConfig, make_env, make_envs, make_policy
+from agent.evaluation.provenance import checkpoint_identity, provenance
 from agent.evaluation.statistics import wilson
 from agent.launch import processes
-from agent.launch.command import RunError, append_line, claim, clear_errors, log_run, versions, write_whole
+from agent.launch.command import RunError, claim, clear_errors, log_run
 from envs import preflight
-from policies.base import rollout
-
-REPORTED_VERSIONS = ("nextstate", "torch", "mujoco", "robosuite", "gymnasium", "numpy")
+from envs.data.files import append_line, to_json, write_whole
+from policies.rollout import Rollout, rollout
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,8 @@ class Outcome:
 
     steps: control steps.  progress: at the end, 0 to 1.  score: the task's own measures at the end.
     late: decisions past their deadline.  decision_seconds: of every decision, wall clock.
+    at_reset: it was a success before anything was done.  clipped, outside: action and state values that left their
+    range, by dimension.
     """
 
     seed: int
@@ -47,6 +48,26 @@ class Outcome:
     score: dict[str, float]
     late: int
     decision_seconds: list[float]
+    at_reset: bool = False
+    clipped: dict[str, int] = field(default_factory=dict)
+    outside: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, run: Rollout) -> Outcome:
+        """What a rollout came to."""
+        episode = run.episode
+        return cls(
+            seed=episode.seed,
+            success=bool(episode.success[-1]),
+            steps=len(episode),
+            progress=float(episode.progress[-1]),
+            score=run.score,
+            late=run.late_decisions,
+            decision_seconds=[round(float(s), 5) for s in run.decision_seconds],
+            at_reset=bool(episode.success[0]),
+            clipped=run.clipped,
+            outside=run.outside,
+        )
 
 
 @dataclass(frozen=True)
@@ -55,40 +76,32 @@ class EvaluateJob:
 
     env: EnvConfig
     policy: PolicyConfig
+    robots: int = 1
 
     def work(self, seeds: Iterator[int]) -> Iterator[Outcome]:
         """One outcome a seed."""
-        with closing(make_env(self.env)) as env:
-            policy = make_policy(self.policy, self.env, env)
-            for seed in seeds:
-                run = rollout(env, policy, seed)
-                yield Outcome(
-                    seed=seed,
-                    success=bool(run.episode.success[-1]),
-                    steps=len(run.episode),
-                    progress=float(run.episode.progress[-1]),
-                    score=run.score,
-                    late=run.late_decisions,
-                    decision_seconds=[round(float(s), 5) for s in run.decision_seconds],
-                )
+        with closing(make_envs(self.env, self.robots)) as envs:
+            policy = make_policy(self.policy, self.env, envs)
+            yield from map(Outcome.of, rollout(envs, policy, seeds))
 
 
 def evaluate(config: RunConfig, command: str) -> dict[str, Any]:
     """Evaluate what is missing, write out/report.json and return it."""
     with closing(make_env(config.env)) as env:  # wrong settings are found here, before any process starts
-        criterion, instruction = env.unwrapped.criterion, env.unwrapped.instruction
+        criterion, instruction = env.criterion, env.instruction
     checkpoint = identity(config.policy)
-    recipe = {"env": asdict(config.env), "policy": asdict(config.policy), "checkpoint": checkpoint}
+    # a checkpoint is told by its content, whatever path leads to it
+    policy = asdict(replace(config.policy, checkpoint=checkpoint["sha256"] if checkpoint else ""))
     out = Path(config.out)
-    claimed, log = claim(out, "evaluate.json", recipe), out / "outcomes.jsonl"
+    claimed, log = claim(out, "evaluate.json", {"env": asdict(config.env), "policy": policy}), out / "outcomes.jsonl"
     known = read_outcomes(log)
     done = [known[seed] for seed in config.seeds if seed in known]
     todo = [seed for seed in config.seeds if seed not in known]
-    label = f"{config.policy.name} on {config.env.name}"
+    label = f"{config.policy.label} on {config.env.label}"
     try:
         with tqdm(total=config.episodes, initial=len(done), unit="episode", desc=label) as bar:
-            for outcome in processes.run(EvaluateJob(config.env, config.policy), todo, config.workers):
-                append_line(log, json.dumps(asdict(outcome)))
+            for outcome in processes.run(EvaluateJob(config.env, config.policy, config.robots), todo, config.workers):
+                append_line(log, json.dumps(asdict(outcome), allow_nan=False))
                 done.append(outcome)
                 bar.update()
                 bar.set_postfix_str(f"success {sum(o.success for o in done) / len(done):.0%}")
@@ -96,7 +109,7 @@ def evaluate(config: RunConfig, command: str) -> dict[str, Any]:
         if not log.exists():  # wrong settings must not claim the folder
             claimed.unlink(missing_ok=True)
     report = make_report(config, done, criterion, instruction, checkpoint, command)
-    write_whole(out / "report.json", json.dumps(report, indent=1) + "\n")
+    write_whole(out / "report.json", to_json(report))
     return report
 
 
@@ -112,7 +125,7 @@ def make_report(
     outcomes = sorted(outcomes, key=lambda o: o.seed)
     successes = sum(o.success for o in outcomes)
     seconds = np.concatenate([o.decision_seconds for o in outcomes])
-    kept = ("seed", "success", "steps", "progress", "score", "late")
+    kept = ("seed", "success", "steps", "progress", "score", "late", "at_reset")
     return {
         "success_rate": successes / len(outcomes),
         "ci95": list(wilson(successes, len(outcomes))),
@@ -123,28 +136,29 @@ def make_report(
         "outcomes": [{name: asdict(o)[name] for name in kept} for o in outcomes],
         "seconds_per_decision": {"median": float(np.median(seconds)), "p95": float(np.percentile(seconds, 95))},
         "late_decisions": sum(o.late for o in outcomes),
-        "versions": {"python": platform.python_version(), **versions(*REPORTED_VERSIONS)},
+        "already_done_at_reset": sum(o.at_reset for o in outcomes),
+        "actions_clipped": total(o.clipped for o in outcomes),
+        "state_outside": total(o.outside for o in outcomes),
+        "provenance": provenance(config.policy.device),
         "checkpoint": checkpoint,
         "env": {"id": config.env.id, "options": dict(config.env.options)},
-        "policy": config.policy.name,
+        "policy": config.policy.label,
         "instruction": instruction,
         "command": command,
     }
 
 
 def identity(policy: PolicyConfig) -> dict[str, str] | None:
-    """Name and sha256 of a learned policy's checkpoint (of its manifest, which holds the sha256 of every file)."""
-    if not policy.learned:
-        return None
-    folder = Path(policy.checkpoint)
-    try:
-        manifest = (folder / "manifest.json").read_bytes()
-    except OSError as error:
-        raise RunError(
-            f"there is no checkpoint in {folder} ({error.strerror} for manifest.json). "
-            "Give checkpoint=FOLDER, or make one with `make train`."
-        ) from error
-    return {"name": folder.name, "sha256": hashlib.sha256(manifest).hexdigest()}
+    """Name and sha256 of a learned policy's checkpoint; None for any other. RunError where there is none."""
+    return checkpoint_identity(policy.checkpoint) if policy.learned else None
+
+
+def total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Counts by name, added up."""
+    added: Counter[str] = Counter()
+    for count in counts:
+        added.update(count)
+    return dict(added)
 
 
 def read_outcomes(log: Path) -> dict[int, Outcome]:
@@ -178,6 +192,11 @@ def table(report: dict[str, Any]) -> str:
         "seconds a decision": f"{seconds['median']:.3f} median, {seconds['p95']:.3f} p95",
         "late decisions": str(report["late_decisions"]),
     }
+    for name, label in (("actions_clipped", "actions clipped"), ("state_outside", "state out of range")):
+        if report[name]:
+            rows[label] = ", ".join(f"{dim} {count} times" for dim, count in report[name].items())
+    if report["already_done_at_reset"]:
+        rows["done at reset"] = f"{report['already_done_at_reset']} of {count}, counted as successes"
     for name in outcomes[0]["score"]:
         rows[name] = f"{np.mean([o['score'][name] for o in outcomes]):.3g} on average"
     failed = [str(o["seed"]) for o in outcomes if not o["success"]]
@@ -196,7 +215,7 @@ def main(cfg: DictConfig) -> None:
         print(table(report))
         print(f"report: {Path(config.out) / 'report.json'}")
         figures = {"success_rate": report["success_rate"], "median_seconds": report["seconds_per_decision"]["median"]}
-        name = f"evaluate {config.env.name} {config.policy.name}"
+        name = f"evaluate {config.env.label} {config.policy.label}"
         log_run(cfg.wandb, name, config.out, asdict(config), figures)
 
 

@@ -25,13 +25,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from agent.build import EnvConfig, PolicyConfig, from_settings, make_env, make_policy
-from agent.collection.counterfactual import Left, Seen, WitnessJob
-from agent.evaluate import identity
+from agent.build import EnvConfig, PolicyConfig, env_config, make_envs, make_policy
+from agent.collection.counterfactual import CounterfactualJob, Futures, Watched
+from agent.evaluation.provenance import checkpoint_identity, provenance
 from agent.launch import processes
-from agent.launch.command import clear_errors, log_run, versions, write_whole
+from agent.launch.command import clear_errors, log_run
+from envs.data.settings import from_settings
 from envs import preflight
-from policies.base import Step, rollout
+from envs.data.files import to_json, write_whole
+from policies.rollout import Step, rollout
 from world_model import checkpoint
 from world_model.checkpoint import Loaded
 from world_model.metrics import fidelity, held_out

@@ -16,12 +16,11 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from agent import build
-from agent.build import EnvConfig, from_settings
+from agent.build import EnvConfig, env_config, make_env, require_expert
 from agent.launch.command import clear_errors
-from envs.data.store import EpisodeError, EpisodeStore
-from envs.types import Episode, Scene
-from policies.base import Policy
+from envs.data.store import EpisodeStore
+from envs.types import Episode, Observation, Scene
+from policies.base import SinglePolicy, ask, batched
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class RelabelConfig:
     out: str
 
 
-def relabelled(episode: Episode, expert: Policy, stages: tuple[str, ...]) -> Episode:
+def relabelled(episode: Episode, expert: SinglePolicy, stages: tuple[str, ...]) -> Episode:
     """The same episode with what the expert would do now.
 
     stages: all subtasks of the task in order. ValueError for a subtask that is not among them.
@@ -41,14 +40,18 @@ def relabelled(episode: Episode, expert: Policy, stages: tuple[str, ...]) -> Epi
     unknown = set(episode.subtask_names) - set(stages)
     if unknown:
         raise ValueError(f"{episode.env_id} has no subtask {', '.join(sorted(unknown))}: these episodes are another's")
-    labels = np.empty_like(episode.expert)
+    names = [part.name for part in episode.spec.state]
+    jaws = next((i for i, name in enumerate(names) if name.endswith(".opening")), None)
+    if jaws is None or not episode.spec.positions:
+        raise ValueError(f"{episode.env_id} records no hand and jaws (`.x`, `.y`, `.z`, `.opening`) for experts to read")
+    hand, labels = list(episode.spec.positions[0]), np.empty_like(episode.expert)
     state = expert.init(episode.instruction, episode.seed)
     for step in range(len(episode)):
-        position, opening = episode.state[step, :3], float(episode.state[step, -1])
+        position, opening = episode.state[step, hand], float(episode.state[step, jaws])
         stage = stages.index(episode.subtask_names[episode.subtask[step]])
         scene = Scene(episode.keypoints[step], int(episode.held[step]), stage, opening, position)
-        label, state = expert.act(replace(episode.obs(step), scene=scene), state)
-        labels[step] = np.clip(label[0], -1, 1)
+        (label,), (state,) = ask(batched(expert), Observation.stack([episode.obs(step)]), [state], [scene])
+        labels[step] = np.clip(label[0], episode.spec.action_low, episode.spec.action_high)
     return replace(episode, expert=labels)
 
 
@@ -57,11 +60,9 @@ def relabel(config: RelabelConfig) -> int:
     source, store = EpisodeStore(config.data), EpisodeStore(config.out)
     if Path(config.data).resolve() == Path(config.out).resolve():
         raise ValueError("`out` must be another folder than `data`: recorded labels are never overwritten")
-    if not len(source):
-        raise EpisodeError(f"no episodes under {config.data}: run `python -m agent.collect` first")
-    expert = build.make_expert(config.env)
-    with closing(build.make_env(config.env)) as env:
-        stages = env.unwrapped.subtask_names
+    source.require()
+    with closing(make_env(config.env)) as env:
+        expert, stages = require_expert(config.env, env.robot_spec), env.unwrapped.subtask_names
     store.clean()
     for name in tqdm(source.names(), desc="relabel", unit="episode"):
         if name not in store:
@@ -73,7 +74,7 @@ def relabel(config: RelabelConfig) -> int:
 def main(cfg: DictConfig) -> None:
     with clear_errors():
         raw = OmegaConf.to_container(cfg, resolve=True)
-        env = from_settings(EnvConfig, {**raw["env"], "split": "train"})
+        env = env_config({**raw, "split": "train"})
         print(f"{relabel(RelabelConfig(env, raw['data'], raw['out']))} episodes in {raw['out']}")
 
 

@@ -7,30 +7,34 @@ from typing import Any
 
 import numpy as np
 
-from envs.types import ACTION_DIM, TABLE_HEIGHT, Obs
-from policies.base import Policy
-from policies.scripted.experts import CLOSE, OPEN, move
+from envs.types import Observation, Scene, Spec
+from policies.base import Policy, SinglePolicy, ask, batched
+from policies.scripted.motion import ACTION_DIM, OPEN, TABLE_HEIGHT, move
 
 
 @dataclass(frozen=True)
 class RandomPolicy:
-    """Smooth random motion: an AR(1) walk of the action, the gripper switching now and then."""
+    """Smooth random motion: an AR(1) walk of the action, the grippers switching now and then."""
 
+    spec: Spec
     execute: int = 1
 
     def init(self, instruction: str, seed: int = 0) -> tuple[np.random.Generator, np.ndarray]:
-        """A generator and the last action."""
-        rng = np.random.default_rng([seed, 11])
-        return rng, np.zeros(ACTION_DIM)
+        """A generator and the last action, in shares of half the range."""
+        return np.random.default_rng([seed, 11]), np.zeros(len(self.spec.action))
 
-    def act(self, obs: Obs, state: tuple[np.random.Generator, np.ndarray]) -> tuple[np.ndarray, tuple]:
+    def act(
+        self, observation: Observation, state: tuple[np.random.Generator, np.ndarray]
+    ) -> tuple[np.ndarray, tuple[np.random.Generator, np.ndarray]]:
         """One action, (1, A)."""
-        rng, last = state
-        action = 0.8 * last
-        action[:3] += rng.normal(0, 0.4, 3)
-        switch = rng.random() < 0.05 or last[-1] == 0
-        action[-1] = rng.choice([OPEN, CLOSE]) if switch else last[-1]
-        return np.clip(action, -1, 1).astype(np.float32)[None], (rng, action)
+        (rng, last), spec = state, self.spec
+        walk = 0.8 * last + rng.normal(0, 0.4, len(last))
+        for i in spec.grippers:
+            switch = rng.random() < 0.05 or last[i] == 0
+            walk[i] = rng.choice([-1.0, 1.0]) if switch else last[i]
+        low, high = spec.action_low, spec.action_high
+        action = np.clip((high + low) / 2 + walk * (high - low) / 2, low, high)
+        return action.astype(np.float32)[None], (rng, walk)
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class _Purpose:
 
     rng: of this episode. left: control steps of play before another policy takes over, whose state is `then`; pending:
     (n, A), what it has still to do of its chunk. goal: (3,) m. grip: OPEN or CLOSE. patience: control steps before
-    another purpose is chosen. speed: of the largest action. waits: for its jaws. detour: control steps of play so far.
+    another purpose is chosen. speed: of the largest action. waits: for its jaws. off_task_steps: of play so far.
     """
 
     rng: np.random.Generator
@@ -51,7 +55,7 @@ class _Purpose:
     patience: int = 0
     speed: float = 1.0
     waits: bool = False
-    detour: int = 0
+    off_task_steps: int = 0
 
     @property
     def late(self) -> int:
@@ -69,12 +73,13 @@ class Play:
     and its height. It reads the simulator's truth, as experts do.
     """
 
-    then: Policy
+    then: Policy | SinglePolicy
     lasting: tuple[int, int] = (40, 120)
     things: float = 0.6
     jaws: float = 0.6
     reach: tuple[float, float, float] = (0.20, 0.25, 0.22)
     execute: int = 1
+    privileged = True
 
     def init(self, instruction: str, seed: int = 0) -> _Purpose:
         """Draw how long this episode is play."""
@@ -82,26 +87,27 @@ class Play:
         none = np.zeros((0, ACTION_DIM), np.float32)
         return _Purpose(rng, int(rng.integers(*self.lasting)), self.then.init(instruction, seed), none)
 
-    def act(self, obs: Obs, state: _Purpose) -> tuple[np.ndarray, _Purpose]:
+    def act(self, observation: Observation, state: _Purpose, scene: Scene) -> tuple[np.ndarray, _Purpose]:
         """One action, (1, A)."""
         if state.left == 0:
             if not len(state.pending):
-                chunk, then = self.then.act(obs, state.then)
-                state = replace(state, then=then, pending=chunk[: self.then.execute])
+                one = Observation.stack([observation])
+                chunks, (after,) = ask(batched(self.then), one, [state.then], [scene])
+                state = replace(state, then=after, pending=chunks[0, : self.then.execute])
             return state.pending[:1], replace(state, pending=state.pending[1:])
-        here = obs.state[:3].astype(np.float64)
+        here = observation.state[:3].astype(np.float64)
         arrived = state.goal is not None and not state.waits and np.linalg.norm(state.goal - here) < 0.02
         if arrived or state.patience == 0:
-            state = self._choose(here, obs, state)
+            state = self._choose(here, scene, state)
         action = move(here, state.goal, state.grip, gain=2.5, limit=state.speed)
-        counted = replace(state, left=state.left - 1, patience=state.patience - 1, detour=state.detour + 1)
-        return action[None], counted
+        left, patience, steps = state.left - 1, state.patience - 1, state.off_task_steps + 1
+        return action[None], replace(state, left=left, patience=patience, off_task_steps=steps)
 
-    def _choose(self, here: np.ndarray, obs: Obs, state: _Purpose) -> _Purpose:
+    def _choose(self, here: np.ndarray, scene: Scene, state: _Purpose) -> _Purpose:
         rng = state.rng
         if state.goal is not None and not state.waits and rng.random() < self.jaws:
             return replace(state, goal=here, grip=-state.grip, patience=int(rng.integers(5, 10)), waits=True)
-        keypoints = obs.scene.keypoints[np.isfinite(obs.scene.keypoints).all(-1)]
+        keypoints = scene.keypoints[np.isfinite(scene.keypoints).all(-1)]
         if len(keypoints) and rng.random() < self.things:
             goal = rng.choice(keypoints) + rng.normal(0, 0.012, 3)
         else:

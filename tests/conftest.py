@@ -10,6 +10,7 @@ for _name in ("OMP_NUM_THREADS", "LP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+from envs.sim.table import SPEC  # noqa: E402
 from envs.types import Episode  # noqa: E402
 
 
@@ -34,12 +35,14 @@ def synthetic_episode(seed: int = 0, steps: int = 24, instruction: str = "fold t
     reward = np.zeros(steps, np.float32)
     reward[-1] = success[-1]
     return Episode(
-        main=main, wrist=wrist, state=state, action=action, expert=action.copy(), reward=reward, success=success,
+        images={"main": main, "wrist": wrist}, state=state,
+        action=action, expert=action.copy(), reward=reward, success=success,
         progress=np.linspace(0, 1, steps + 1, dtype=np.float32), keypoints=keypoints,
         held=np.where(np.arange(steps + 1) < steps // 2, -1, 0).astype(np.int8),
         subtask=(np.arange(steps) >= steps // 2).astype(np.int16),
         subtask_names=("grasp the near left corner", "lay it on the far left corner"),
-        instruction=instruction, env_id="nextstate/FoldHalf-v0", seed=seed, versions={"numpy": np.__version__},
+        instruction=instruction, env_id="nextstate/FoldHalf-v0", seed=seed, spec=SPEC,
+        versions={"numpy": np.__version__},
     )  # fmt: skip
 
 

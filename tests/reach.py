@@ -1,9 +1,13 @@
-"""A small environment for tests: no simulator, a few steps, the contract of envs.sim.tabletop."""
+"""A small environment for tests: no simulator, a few steps, the contract of `envs.adapter`, and its expert."""
 
 import gymnasium as gym
 import numpy as np
 
+from envs.adapter import Adapter, AdapterConfig, vector
+from envs.sim.table import SPEC
 from envs.types import Scene
+
+MAX_STEPS = 12
 
 
 class Reach(gym.Env):
@@ -12,9 +16,16 @@ class Reach(gym.Env):
     break_at: the step at which its state is NaN.
     """
 
+    robot_spec = SPEC
+    observation_space = gym.spaces.Dict(
+        {c.name: gym.spaces.Box(0, 255, (c.height, c.width, 3), np.uint8) for c in SPEC.cameras},
+        state=gym.spaces.Box(-np.inf, np.inf, (7,), np.float32),
+    )
     action_space = gym.spaces.Box(-1, 1, (7,), np.float32)
     criterion = "x over 0.5 m"
     instruction = "reach"
+    render_mode = "rgb_array"
+    steps = 0
 
     def __init__(self, split: str = "seen", break_at: int = -1) -> None:
         if split not in ("train", "seen", "unseen"):
@@ -30,7 +41,10 @@ class Reach(gym.Env):
         self.steps += 1
         self.x += 0.1 * float(action[0])
         obs, info = self._now()
-        return obs, 0.1, info["success"], self.steps >= 12 and not info["success"], info
+        return obs, 0.1, info["success"], False, info
+
+    def render_main(self, size):
+        return np.full((size, size, 3), self.steps, np.uint8)
 
     def _now(self):
         state = np.zeros(7, np.float32)
@@ -43,8 +57,26 @@ class Reach(gym.Env):
         keypoints = np.full((4, 3), np.nan, np.float32)
         keypoints[0] = (self.x, 0, 0.8)
         info = {
-            "instruction": self.instruction, "success": self.x > 0.5, "progress": min(max(self.x / 0.5, 0), 1),
+            "success": self.x > 0.5, "progress": min(max(self.x / 0.5, 0), 1),
             "scene": Scene(keypoints, held=0 if self.x > 0.3 else -1, opening=0.04, gripper=state[:3], stage=0),
             "subtask": "go" if self.x < 0.3 else "arrive", "score": {"distance": abs(0.5 - self.x)},
         }  # fmt: skip
         return obs, info
+
+
+class Ahead:
+    """Its expert: full speed ahead."""
+
+    execute = 1
+
+    def init(self, instruction, seed=0):
+        return None
+
+    def act(self, observation, state):
+        return np.array([[1, 0, 0, 0, 0, 0, -1]], np.float32), None
+
+
+def reach_envs(robots: int = 1, max_steps: int = MAX_STEPS, break_at: int = -1):
+    """A vector of them for the loop."""
+    config = AdapterConfig(max_steps=max_steps)
+    return vector([lambda: Adapter(Reach(break_at=break_at), "seen", config)] * robots)

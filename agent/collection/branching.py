@@ -8,15 +8,18 @@ it leaves the trunk, so that its history is known too: the same past, another ac
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector import SyncVectorEnv
 
-from envs.types import ACTION_DIM, Episode
-from policies.base import Policy, Step, rollout
+from envs.adapter import vector
+from envs.types import Episode, Observation, Spec
+from policies.base import SinglePolicy, ask, batched
+from policies.rollout import Step, rollout
 
 WAYS = ("push", "push with the jaws reversed", "advice with the jaws reversed", "advice with noise")
 
@@ -46,31 +49,35 @@ class BranchConfig:
 
 @dataclass(frozen=True)
 class _Progress:
-    """How many of the given actions are done."""
+    """The state of who takes over, and how many of the given actions are done."""
 
-    detour: int = 0
+    then: Any
+    off_task_steps: int = 0
 
 
 @dataclass(frozen=True)
-class Led:
+class ReplayThenPolicy:
     """Given actions (T, A) first, and then an expert."""
 
     actions: np.ndarray
-    then: Policy
+    then: SinglePolicy
     execute: int = 1
+    privileged = True
 
     def init(self, instruction: str, seed: int = 0) -> _Progress:
         """Nothing is done."""
-        return _Progress()
+        return _Progress(self.then.init(instruction, seed))
 
-    def act(self, obs: Any, state: _Progress) -> tuple[np.ndarray, _Progress]:
+    def act(self, observation: Observation, state: _Progress, scene: Any) -> tuple[np.ndarray, _Progress]:
         """One action, (1, A)."""
-        if state.detour < len(self.actions):
-            return self.actions[state.detour][None], _Progress(state.detour + 1)
-        return self.then.act(obs, None)[0], state
+        done = state.off_task_steps
+        if done < len(self.actions):
+            return self.actions[done][None], replace(state, off_task_steps=done + 1)
+        (chunk,), (then,) = ask(batched(self.then), Observation.stack([observation]), [state.then], [scene])
+        return chunk[:1], replace(state, then=then)
 
 
-class Resumed(gym.Wrapper):
+class RestoredEnv(gym.Wrapper):
     """The same environment, whose `reset` returns to a saved state of the episode it is in.
 
     info: what the environment said in that state.
@@ -85,33 +92,31 @@ class Resumed(gym.Wrapper):
         self.unwrapped.load_state(self._saved)
         return self.unwrapped.observe(), self._info
 
-    def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
-        """Past the wrappers between: to them, the trunk has ended."""
-        return self.unwrapped.step(action)
 
-
-Doubt = Callable[[Episode], np.ndarray]  # an episode of T control steps -> (T + 1,), larger is less sure
+Uncertainty = Callable[[Episode], np.ndarray]  # an episode of T control steps -> (T + 1,), larger is less sure
 
 
 def branch(
-    env: gym.Env, trunk: Policy, expert: Policy, seed: int, config: BranchConfig, doubt: Doubt | None = None
-) -> list[Episode]:
+    envs: SyncVectorEnv, trunk: SinglePolicy, expert: SinglePolicy, seed: int, config: BranchConfig,
+    uncertainty: Uncertainty | None = None,
+) -> list[Episode]:  # fmt: skip
     """The branches of one seed and at last their trunk, in the order of `config.names`.
 
-    doubt: a fork is as likely where it is this large; evenly likely everywhere without it.
+    envs: of one environment. uncertainty: a fork is as likely where it is this large; evenly likely everywhere without.
     """
-    rng = np.random.default_rng([seed, 19])
+    (env,), rng = envs.envs, np.random.default_rng([seed, 19])
     saved: list[tuple[Any, dict[str, Any]]] = []  # after every control step
 
     def on_step(step: Step) -> None:
         saved.append((env.unwrapped.save_state(), step.info))
 
-    whole = rollout(env, trunk, seed, expert, on_step).episode
+    (trunk_run,) = rollout(envs, trunk, [seed], expert, on_step)
+    whole = trunk_run.episode
     # A branch needs a chunk of history, and the trunk's own next chunk to differ from.
     fits = np.arange(1, max(len(whole) - 2 * config.chunk, 2))
     likely = None
-    if doubt:
-        likely = doubt(whole)[fits + config.chunk].astype(np.float64)
+    if uncertainty:
+        likely = uncertainty(whole)[fits + config.chunk].astype(np.float64)
         likely /= likely.sum()
     starts = np.sort(rng.choice(fits, config.forks, replace=len(fits) < config.forks, p=likely))
     episodes = []
@@ -121,47 +126,55 @@ def branch(
             lasting = int(rng.integers(*config.lasting))
             actions = np.concatenate([
                 whole.action[start : start + config.chunk],
-                another_way(way, whole.expert[min(start + config.chunk, len(whole) - 1) :], lasting, rng),
+                another_way(way, whole.expert[min(start + config.chunk, len(whole) - 1) :], lasting, rng, whole.spec),
             ])  # fmt: skip
-            episodes.append(rollout(Resumed(env, here, info), Led(actions, expert), seed, expert).episode)
+            restored = vector([lambda here=here, info=info: RestoredEnv(env, here, info)])
+            (run,) = rollout(restored, ReplayThenPolicy(actions, expert), [seed], expert)
+            episodes.append(run.episode)
     return [*episodes, whole]
 
 
-def another_way(way: str, advice: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, A) f32 in [-1, 1]. advice: (T, A) of the expert along the trunk from the fork on, T at least 1."""
+def another_way(way: str, advice: np.ndarray, count: int, rng: np.random.Generator, spec: Spec) -> np.ndarray:
+    """(count, A) f32 within the range. advice: (T, A) of the expert along the trunk from the fork on, T at least 1.
+
+    What is pushed are the first three dimensions that are no grippers.
+    """
+    low, high, jaws = spec.action_low, spec.action_high, list(spec.grippers)
+    half, middle = (high - low) / 2, (high + low) / 2
+    hand = [i for i in range(len(spec.action)) if i not in jaws][:3]
     advised = advice[np.minimum(np.arange(count), len(advice) - 1)]
     actions = advised.copy()
     if way.startswith("push"):
-        direction = rng.normal(size=3)
-        actions = np.zeros((count, ACTION_DIM), np.float32)
-        actions[:, :3] = direction / np.linalg.norm(direction) * rng.uniform(0.3, 1.0)
-        actions[:, -1] = advised[:, -1]
+        direction = rng.normal(size=len(hand))
+        actions = np.tile(middle, (count, 1)).astype(np.float32)
+        actions[:, hand] += direction / np.linalg.norm(direction) * rng.uniform(0.3, 1.0) * half[hand]
+        actions[:, jaws] = advised[:, jaws]
     if way.endswith("reversed"):
-        actions[:, -1] *= -1
+        actions[:, jaws] = 2 * middle[jaws] - actions[:, jaws]
     if way.endswith("noise"):
         # smooth: a level and a slope for each direction
         ramp = np.linspace(-1, 1, count)[:, None]
-        actions[:, :3] += rng.normal(0, 0.4, 3) + ramp * rng.normal(0, 0.4, 3)
-    return np.clip(actions, -1, 1).astype(np.float32)
+        actions[:, hand] += (rng.normal(0, 0.4, len(hand)) + ramp * rng.normal(0, 0.4, len(hand))) * half[hand]
+    return np.clip(actions, low, high).astype(np.float32)
 
 
-def doubt_of(checkpoint: str, batch: int = 32) -> Doubt:
+def uncertainty_of(checkpoint: str, batch: int = 32) -> Uncertainty:
     """How unsure a checkpoint is of what its episode's next chunk leads to. CheckpointError where it is none."""
     import torch  # collecting without it does without torch
 
     from world_model import checkpoint as checkpoints
     from world_model.metrics.held_out import foresee
-    from world_model.tokens.layout import Tracks
+    from world_model.training.dataset import EpisodeDataset
 
     loaded = checkpoints.load(Path(checkpoint), torch.device("cpu"))
     model, chunk = loaded.model, loaded.actions.chunk
 
     @torch.inference_mode()
-    def doubt(episode: Episode) -> np.ndarray:
-        tracks = Tracks.of(episode, model.layout, loaded.frames, loaded.actions, loaded.text)
-        starts = np.arange(len(tracks))
+    def uncertainty(episode: Episode) -> np.ndarray:
+        dataset = EpisodeDataset.of(episode, model.layout, loaded.frames, loaded.actions, loaded.text)
+        starts = np.arange(len(dataset))
         parts = [starts[i : i + batch] for i in range(0, len(starts), batch)]
-        unsure = torch.cat([foresee(model, tracks.window(part, 2)).uncertainty[:, 0] for part in parts]).numpy()
+        unsure = torch.cat([foresee(model, dataset.batch(part, 2)).uncertainty[:, 0] for part in parts]).numpy()
         return np.concatenate([np.full(chunk, unsure[0]), unsure])[: len(starts)]  # a window begins one chunk earlier
 
-    return doubt
+    return uncertainty

@@ -93,3 +93,5 @@ def _worker(job: Job, todo: multiprocessing.Queue, done: multiprocessing.Queue) 
     except Exception as error:  # everything goes to the parent, which raises it
         known = isinstance(error, expected_errors())
         done.put(_Failure(str(error) if known else f"a worker failed:\n{traceback.format_exc()}"))
+
+available_cores = os.cpu_count

@@ -1,8 +1,8 @@
 """Episodes on disk: one file each, whole or not there.
 
-A file is an `.npz` (readable by `numpy.load`) with the arrays of `envs.types.Episode`, the rest of it as
-JSON in the array `metadata`, and the sha256 of everything before it as the zip's comment. The same episode
-makes the same bytes, so two data sets can be compared with `diff -r`.
+A file is an `.npz` (readable by `numpy.load`) with the arrays of `envs.types.Episode`, its images as `images/<camera>`,
+the rest of it as JSON in the array `metadata`, and the sha256 of everything before it as the zip's comment. The same
+episode makes the same bytes, so two data sets can be compared with `diff -r`.
 """
 
 from __future__ import annotations
@@ -13,18 +13,25 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from envs.types import Episode
+from envs.data.files import remove_leftovers, write_whole
+from envs.data.split import is_held_out
+from envs.types import Episode, Spec
 
-FORMAT = 1  # raised when the layout of a file changes
+FORMAT = 2  # raised when the layout of a file changes
 SUFFIX = ".npz"
+IMAGES = "images/"
 DIGEST_CHARS = 64  # sha256 in hexadecimal
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can hold; a real clock would make the bytes differ
+# what a file that is no episode of ours can make numpy, zipfile, zlib and json raise
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile, zlib.error)
 
 
 class EpisodeError(RuntimeError):
@@ -60,6 +67,13 @@ class EpisodeStore:
     def __iter__(self) -> Iterator[Episode]:
         return (self.read(name) for name in self.names())
 
+    def require(self) -> EpisodeStore:
+        """Itself. Raise EpisodeError for a folder that is missing or holds no episode."""
+        if not len(self):
+            what = "holds no episodes" if self.root.is_dir() else "does not exist"
+            raise EpisodeError(f"the data folder {self.root} {what}: check its name, or run `python -m agent.collect`")
+        return self
+
     def write(self, episode: Episode, name: str) -> Path:
         """Keep the episode under this name, replacing an older one, and return its path.
 
@@ -67,17 +81,10 @@ class EpisodeStore:
         """
         path = self.path(name)
         data = to_bytes(episode)
-        temporary = self.root / f".{name}.{os.getpid()}.tmp"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            _sync_folder(self.root)  # without it the new name itself could be lost in a power cut
+            write_whole(path, data)
         except OSError as error:
-            _remove(temporary)
             if error.errno == errno.ENOSPC:
                 raise EpisodeError(
                     f"the disk is full: episode {path} ({len(data) / 2**20:.1f} MiB) was not written. "
@@ -96,35 +103,48 @@ class EpisodeStore:
         return from_bytes(data, str(path))
 
     def split(self, every: int) -> tuple[list[str], list[str]]:
-        """The names to train on, and those of every n-th seed to measure on: branches of one state stay together.
+        """The names to train on, and those of about every n-th seed to measure on: branches of one state stay together.
 
-        Raise EpisodeError where a file is damaged.
+        A hash of the seed alone decides, so an episode stays on its side when others are added. Raise EpisodeError
+        where a file is damaged.
         """
-        seeds = {name: self._seed(name) for name in self.names()}
-        kept = set(sorted(set(seeds.values()))[::every])
-        return [n for n, seed in seeds.items() if seed not in kept], [n for n, seed in seeds.items() if seed in kept]
+        held = {name: is_held_out(self._seed(name), every) for name in self.names()}
+        return [name for name in held if not held[name]], [name for name in held if held[name]]
+
+    def digests(self) -> dict[str, str]:
+        """Name -> sha256 of each episode, as its file says: what the folder holds, at the cost of a glance."""
+        found = {}
+        for name in self.names():
+            with open(self.path(name), "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - DIGEST_CHARS))
+                found[name] = file.read().decode("ascii", "replace")
+        return found
 
     def _seed(self, name: str) -> int:
         """Of the episode, from the metadata alone: a hundredth of the time that the whole takes."""
         try:
             with np.load(self.path(name), allow_pickle=False) as archive:
-                return json.loads(archive["metadata"].tobytes())["seed"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+                return int(json.loads(archive["metadata"].tobytes())["seed"])
+        except UNREADABLE:
             return self.read(name).seed  # which says what is wrong with it
 
     def clean(self) -> int:
-        """Remove what killed writers left behind and return how many files that were. Call it before writers start."""
-        left = list(self.root.glob(".*.tmp"))
-        for path in left:
-            _remove(path)
-        return len(left)
+        """Remove what killed writers left behind and return how many files that were."""
+        return remove_leftovers(self.root)
 
 
 def to_bytes(episode: Episode) -> bytes:
-    """The file of an episode. Equal episodes give equal bytes."""
+    """The file of an episode. Equal episodes give equal bytes. ValueError names a field that JSON cannot hold."""
     arrays = {name: getattr(episode, name) for name in Episode.array_names()}
-    meta = {f.name: getattr(episode, f.name) for f in fields(Episode) if f.name not in arrays}
-    text = json.dumps({"format": FORMAT, **meta}, sort_keys=True, ensure_ascii=False)
+    arrays |= {IMAGES + camera: frames for camera, frames in episode.images.items()}
+    other = [f.name for f in fields(Episode) if f.name not in (*Episode.array_names(), "images", "spec")]
+    meta = {name: getattr(episode, name) for name in other} | {"spec": episode.spec.to_dict()}
+    for name, value in meta.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"episode field `{name}` cannot be kept as JSON ({error}): {value!r}") from error
+    text = json.dumps({"format": FORMAT, **meta}, sort_keys=True, ensure_ascii=False, allow_nan=False)
     arrays["metadata"] = np.frombuffer(text.encode(), dtype=np.uint8)
 
     buffer = io.BytesIO()
@@ -142,7 +162,7 @@ def to_bytes(episode: Episode) -> bytes:
 def from_bytes(data: bytes, where: str) -> Episode:
     """The episode of a file's bytes. `where` names the file in the EpisodeError of a damaged one."""
     body, digest = data[:-DIGEST_CHARS], data[-DIGEST_CHARS:]
-    if hashlib.sha256(body).hexdigest().encode() != digest:
+    if not body or hashlib.sha256(body).hexdigest().encode() != digest:
         raise EpisodeError(
             f"episode {where} is damaged (truncated or changed on disk: its sha256 does not match). "
             "Delete it and collect its seed again by running the same command."
@@ -153,23 +173,11 @@ def from_bytes(data: bytes, where: str) -> Episode:
             if meta.pop("format") != FORMAT:
                 raise ValueError(f"it is not of format {FORMAT}")
             arrays = {name: archive[name] for name in Episode.array_names()}
-        return Episode(**arrays, **{**meta, "subtask_names": tuple(meta["subtask_names"])})
-    except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            spec = Spec.from_dict(meta["spec"])
+            images = {camera.name: archive[IMAGES + camera.name] for camera in spec.cameras}
+        rest: dict[str, Any] = {**meta, "spec": spec, "subtask_names": tuple(meta["subtask_names"])}
+        return Episode(images=images, **arrays, **rest)
+    except UNREADABLE as error:
         raise EpisodeError(
             f"episode {where} is not one that this version reads: {error}. Delete it and collect its seed again."
         ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return  # it stays behind under a name that no reader looks at; the error that led here matters more

@@ -16,63 +16,20 @@ import mujoco
 import numpy as np
 import robosuite.macros as macros
 from robosuite.environments.manipulation.manipulation_env import ManipulationEnv
-from robosuite.utils.mjcf_utils import xml_path_completion
 from scipy.spatial.transform import Rotation
 
 from envs.sim import meshes
+from envs.sim.looks import Look
 from envs.sim.rendering import Renderer
-from envs.types import ACTION_DIM, CONTROL_HZ, MAIN_SIZE, STATE_DIM, WRIST_SIZE, Scene, check_action, check_finite
+from envs.sim.table import SPEC
+from envs.types import Scene, check_action, check_finite
 
 # Rendered this many times larger, then averaged: cheaper than multisampling. With 2 the edges are jagged, and the frame
 # tokenizer spends its bits on them (0.7 dB, LOG.md).
 SUPERSAMPLE = 4
 POINTING_DOWN = Rotation.from_matrix([[0, 1, 0], [1, 0, 0], [0, 0, -1]])
+CAMERAS = {"main": "main", "wrist": "robot0_eye_in_hand"}  # ours -> the simulator's
 SPLITS = ("train", "seen", "unseen")  # `seen` has the ranges of `train` and other seeds; `unseen` leaves the ranges
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a scene looks: drawn once an episode, and outside the training ranges in the split `unseen`."""
-
-    table_texture: str
-    table_tint: np.ndarray  # (3,) multiplies the texture
-    light: np.ndarray  # (3,) diffuse
-    light_direction: np.ndarray  # (3,)
-    camera_position: np.ndarray  # (3,) metres
-    camera_target: np.ndarray  # (3,) metres
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator, unseen: bool) -> Look:
-        """One look. The camera of the training ranges moves by millimetres, that of `unseen` by centimetres."""
-        textures = ("red-wood", "gray-felt") if unseen else ("ceramic", "light-wood", "white-plaster", "gray-woodgrain")
-        shift = rng.uniform(-1, 1, 3) * 0.005
-        if unseen:
-            shift = rng.uniform(0.01, 0.02, 3) * rng.choice([-1, 1], 3)
-        brightness = rng.choice([rng.uniform(0.25, 0.4), rng.uniform(0.95, 1.1)]) if unseen else rng.uniform(0.5, 0.85)
-        return cls(
-            table_texture=str(rng.choice(textures)),
-            table_tint=rng.uniform(0.75, 1.0, 3),
-            light=np.full(3, brightness),
-            light_direction=np.array([*rng.uniform(-0.4, 0.4, 2), -1.0]),
-            camera_position=np.array([0.50, 0.0, 1.42]) + shift,
-            camera_target=np.array([0.03, 0.0, 0.83]),
-        )
-
-    def apply(self, root: ElementTree.Element) -> None:
-        """Write this look into an MJCF tree."""
-        asset, world = root.find("asset"), root.find("worldbody")
-        texture = asset.find("texture[@name='tex-ceramic']")
-        texture.set("file", xml_path_completion(f"textures/{self.table_texture}.png"))
-        asset.find("material[@name='table_ceramic']").set("rgba", _numbers([*self.table_tint, 1]))
-        light = world.find("light")
-        light.set("diffuse", _numbers(self.light))
-        light.set("dir", _numbers(self.light_direction))
-        forward = self.camera_target - self.camera_position
-        right = np.cross(forward, [0, 0, 1])
-        up = np.cross(right, forward)
-        camera = {"name": "main", "mode": "fixed", "fovy": "38"}
-        camera |= {"pos": _numbers(self.camera_position), "xyaxes": _numbers([*right, *up])}
-        ElementTree.SubElement(world, "camera", camera)
 
 
 @dataclass(frozen=True)
@@ -82,7 +39,6 @@ class SimState:
     physics: np.ndarray
     controller: dict[str, np.ndarray | None]
     gripper_command: np.ndarray
-    steps: int
     task: Any
 
 
@@ -94,11 +50,11 @@ class Tabletop(gym.Env):
     `success`, `progress`, `subtask`, the task's `score`s and the privileged `scene`.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": SPEC.control_hz}
+    robot_spec = SPEC
     instruction: str
     subtask_names: tuple[str, ...]
     criterion: str  # what success means, in words, for reports
-    horizon: int
     timestep = 0.002
 
     def __init__(self, split: str = "train", render_mode: str = "rgb_array") -> None:
@@ -106,15 +62,12 @@ class Tabletop(gym.Env):
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
         self.split = split
         self.render_mode = render_mode
-        self.observation_space = gym.spaces.Dict(
-            main=gym.spaces.Box(0, 255, (MAIN_SIZE, MAIN_SIZE, 3), np.uint8),
-            wrist=gym.spaces.Box(0, 255, (WRIST_SIZE, WRIST_SIZE, 3), np.uint8),
-            state=gym.spaces.Box(-np.inf, np.inf, (STATE_DIM,), np.float32),
-        )
-        self.action_space = gym.spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
+        images = {c.name: gym.spaces.Box(0, 255, (c.height, c.width, 3), np.uint8) for c in SPEC.cameras}
+        state = gym.spaces.Box(-np.inf, np.inf, (len(SPEC.state),), np.float32)
+        self.observation_space = gym.spaces.Dict(images, state=state)
+        self.action_space = gym.spaces.Box(SPEC.action_low, SPEC.action_high)
         self._world: ManipulationEnv | None = None
         self._renderer = Renderer()
-        self._steps = 0
 
     # gymnasium's interface
 
@@ -145,7 +98,6 @@ class Tabletop(gym.Env):
         self._renderer.load(self._model)
         world._reset_internal()
         world.model_timestep = self.timestep
-        self._steps = 0
         self._connect(rng)
         world.sim.forward()
         return self.observe(), self._info()
@@ -174,27 +126,26 @@ class Tabletop(gym.Env):
         """`step` without drawing what it would show: reward, terminated, truncated, info."""
         if self._world is None:
             raise gym.error.ResetNeeded("call reset() before step()")
-        action = check_action(action)
+        action = check_action(action, SPEC)
         world = self._world
         before = self.progress()
         self._before_step(action)
-        for substep in range(round(1 / CONTROL_HZ / self.timestep)):
+        for substep in range(round(1 / SPEC.control_hz / self.timestep)):
             world.sim.step1()
             world._pre_action(action, substep == 0)
             world.sim.step2()
         world.sim.forward()
-        self._steps += 1
         check_finite("simulated robot state", world.sim.data.qpos)
         info = self._info()
-        truncated = self._steps >= self.horizon and not info["success"]
-        return float(info["progress"] - before), info["success"], truncated, info
+        return float(info["progress"] - before), info["success"], False, info
 
     def observe(self) -> dict:
         """What cameras and robot show now."""
         obs = {"state": self._state()}
-        for name, size, camera in (("main", MAIN_SIZE, "main"), ("wrist", WRIST_SIZE, "robot0_eye_in_hand")):
-            large = self._render(camera, size * SUPERSAMPLE)
-            obs[name] = cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
+        for camera in SPEC.cameras:
+            size = camera.width
+            large = self._render(CAMERAS[camera.name], size * SUPERSAMPLE)
+            obs[camera.name] = cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
         return obs
 
     # exact state
@@ -205,14 +156,13 @@ class Tabletop(gym.Env):
         physics = np.empty(mujoco.mj_stateSize(self._model, mujoco.mjtState.mjSTATE_INTEGRATION))
         mujoco.mj_getState(self._model, data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
         memory = {name: _copy(getattr(controller, name)) for name in _CONTROLLER_MEMORY}
-        return SimState(physics, memory, self._gripper.current_action.copy(), self._steps, self._task_state())
+        return SimState(physics, memory, self._gripper.current_action.copy(), self._task_state())
 
     def load_state(self, state: SimState) -> None:
         """Return to a saved state of this same episode (the same reset)."""
         for name, value in state.controller.items():
             setattr(self._arm, name, _copy(value))
         self._gripper.current_action = state.gripper_command.copy()
-        self._steps = state.steps
         self._load_task_state(state.task)
         mujoco.mj_setState(self._model, self._data, state.physics, mujoco.mjtState.mjSTATE_INTEGRATION)
         mujoco.mj_forward(self._model, self._data)
@@ -246,9 +196,9 @@ class Tabletop(gym.Env):
         raise NotImplementedError
 
     @staticmethod
-    def progress_in(keypoints: np.ndarray, gripper: np.ndarray, opening: np.ndarray, holding: np.ndarray) -> np.ndarray:
-        """How far the task has come, 0 to below 1, from what can also be believed or imagined: keypoints (..., 4, 3),
-        gripper (..., 3) and its opening (...) in m, holding (...) the chance that the jaws hold anything."""
+    def progress_in(keypoints: np.ndarray, state: np.ndarray, holding: np.ndarray) -> np.ndarray:
+        """How far the task has come, 0 to below 1, from what can also be believed or imagined: keypoints (..., n, 3) in
+        m, state (..., P) of the robot, holding (...) the chance that the jaws hold anything."""
         raise NotImplementedError
 
     def scene(self) -> Scene:
@@ -271,7 +221,7 @@ class Tabletop(gym.Env):
             return 1.0
         scene = self.scene()
         holding = np.float32(scene.held >= 0)
-        return float(self.progress_in(scene.keypoints, scene.gripper, np.float32(scene.opening), holding))
+        return float(self.progress_in(scene.keypoints, self._state(), holding))
 
     # what tasks use
 
@@ -329,10 +279,6 @@ _CONTROLLER_MEMORY = (
 )  # fmt: skip
 
 
-def _numbers(values) -> str:
-    return " ".join(f"{value:.6g}" for value in values)
-
-
 def _copy(value: np.ndarray | None) -> np.ndarray | None:
     return value.copy() if isinstance(value, np.ndarray) else value
 
@@ -342,5 +288,5 @@ def robot_options() -> dict:
     macros.CONSOLE_LOGGING_LEVEL = None
     return {
         "robots": "Panda", "has_renderer": False, "has_offscreen_renderer": False, "use_camera_obs": False,
-        "control_freq": CONTROL_HZ, "ignore_done": True, "hard_reset": True, "renderer": "mujoco",
+        "control_freq": SPEC.control_hz, "ignore_done": True, "hard_reset": True, "renderer": "mujoco",
     }  # fmt: skip

@@ -11,9 +11,10 @@ from robosuite.environments.manipulation.manipulation_env import ManipulationEnv
 from robosuite.models.arenas import TableArena
 from robosuite.models.tasks import ManipulationTask
 
+from envs.sim.table import TABLE_HEIGHT
 from envs.sim.tabletop import Tabletop, robot_options
 from envs.tasks import score
-from envs.types import TABLE_HEIGHT, Scene
+from envs.types import Scene
 
 GRID = 9  # vertices along each side
 CORNERS = ((0, GRID - 1), (0, 0), (GRID - 1, GRID - 1), (GRID - 1, 0))  # near left, near right, far left, far right
@@ -41,7 +42,6 @@ class FoldHalf(Tabletop):
         f"released, at rest, both corner pairs under {1000 * score.MAX_CORNER_DISTANCE:.0f} mm "
         f"and mean pair distance under {1000 * score.MAX_PAIR_DISTANCE:.0f} mm"
     )
-    horizon = 400  # a fold takes 160 control steps: time for a second attempt at both corners
     timestep = 0.004
 
     def __init__(self, split: str = "train", grasp: str = "constraint", render_mode: str = "rgb_array") -> None:
@@ -136,8 +136,8 @@ class FoldHalf(Tabletop):
         return bool(released and fastest < AT_REST and score.half_folded(self._vertices()))
 
     @staticmethod
-    def progress_in(keypoints: np.ndarray, gripper: np.ndarray, opening: np.ndarray, holding: np.ndarray) -> np.ndarray:
-        return 0.95 * score.fold_progress(keypoints, gripper, holding)
+    def progress_in(keypoints: np.ndarray, state: np.ndarray, holding: np.ndarray) -> np.ndarray:
+        return 0.95 * score.fold_progress(keypoints, state[..., :3], holding)
 
     def scene(self) -> Scene:
         vertices = self._vertices()

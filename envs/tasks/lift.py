@@ -9,10 +9,11 @@ import mujoco
 import numpy as np
 from robosuite.environments.manipulation.lift import Lift as RobosuiteLift
 
+from envs.sim.table import SPEC, TABLE_HEIGHT
 from envs.sim.tabletop import Tabletop, robot_options
 from envs.tasks import score
 from envs.tasks.score import LIFTED, REACHED
-from envs.types import NUM_KEYPOINTS, TABLE_HEIGHT, Scene
+from envs.types import Scene
 
 PLACEMENT = 0.05  # metres each way from the table's centre; robosuite's own is 0.03
 
@@ -27,7 +28,6 @@ class Lift(Tabletop):
     instruction = "lift the cube"
     subtask_names = ("reach the cube", "grasp the cube", "lift the cube")
     criterion = f"the cube's centre over {1000 * LIFTED:.0f} mm above the table (robosuite's Lift)"
-    horizon = 120
 
     def _build(self) -> RobosuiteLift:
         return RobosuiteLift(**robot_options())
@@ -64,11 +64,11 @@ class Lift(Tabletop):
         return bool(self._world._check_success())
 
     @staticmethod
-    def progress_in(keypoints: np.ndarray, gripper: np.ndarray, opening: np.ndarray, holding: np.ndarray) -> np.ndarray:
-        return 0.95 * score.lift_progress(keypoints[..., 0, :], gripper, opening, holding)
+    def progress_in(keypoints: np.ndarray, state: np.ndarray, holding: np.ndarray) -> np.ndarray:
+        return 0.95 * score.lift_progress(keypoints[..., 0, :], state[..., :3], state[..., -1], holding)
 
     def scene(self) -> Scene:
-        keypoints = np.full((NUM_KEYPOINTS, 3), np.nan, dtype=np.float32)
+        keypoints = np.full((len(SPEC.keypoints), 3), np.nan, dtype=np.float32)
         keypoints[0] = self._data.xpos[self._cube]
         gripper = self.gripper_position().astype(np.float32)
         held = 0 if self._grasped() else -1

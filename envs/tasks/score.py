@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.types import TABLE_HEIGHT
+from envs.sim.table import TABLE_HEIGHT
 
 # FoldHalf
 MAX_CORNER_DISTANCE = 0.050  # metres, both corner pairs (aloha_sim's TowelFoldInHalf)

@@ -1,13 +1,11 @@
 """What the verbs need to be tested: an environment without a simulator, its expert, and an untrained checkpoint."""
 
 import gymnasium as gym
-import numpy as np
 import pytest
 import torch
 
-from agent import build
 from agent.build import EnvConfig
-from tests.reach import Reach
+from tests.reach import MAX_STEPS, Reach
 from world_model import checkpoint
 from world_model.model import ModelConfig, WorldModel
 from world_model.nn.transformer import TransformerConfig
@@ -19,25 +17,12 @@ from world_model.tokens.vocab import Vocab
 ENV_ID = "nextstate-test/Reach-v0"
 
 
-class Ahead:
-    """The expert of Reach: full speed ahead."""
-
-    execute = 1
-
-    def init(self, instruction, seed=0):
-        return None
-
-    def act(self, obs, state):
-        return np.array([[1, 0, 0, 0, 0, 0, -1]], np.float32), None
-
-
 @pytest.fixture
-def reach(monkeypatch) -> EnvConfig:
-    """The settings of this environment; its expert is known for the length of the test."""
+def reach() -> EnvConfig:
+    """The settings of this environment and its expert."""
     if ENV_ID not in gym.registry:
-        gym.register(ENV_ID, Reach)
-    monkeypatch.setattr(build, "make_expert", lambda config: Ahead())
-    return EnvConfig("reach", ENV_ID, "train")
+        gym.register(ENV_ID, Reach, max_episode_steps=MAX_STEPS)
+    return EnvConfig(name="reach", id=ENV_ID, split="train", expert="tests.reach:Ahead")
 
 
 @pytest.fixture(scope="session")

@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent import evaluate as verb
+from agent import evaluate as command
 from agent.build import PolicyConfig, RunConfig
 from agent.evaluate import evaluate, read_outcomes, table
 from agent.launch.command import RunError
 
 FIELDS = {
     "success_rate", "ci95", "episodes", "seeds", "split", "criterion", "outcomes", "seconds_per_decision",
-    "late_decisions", "versions", "checkpoint", "env", "policy", "instruction", "command",
+    "late_decisions", "already_done_at_reset", "actions_clipped", "state_outside", "provenance", "checkpoint", "env",
+    "policy", "instruction", "command",
 }  # fmt: skip
 
 
@@ -31,7 +32,7 @@ class EvenSeeds:
     def init(self, instruction, seed=0):
         return State(speed=float(seed % 2 == 0))
 
-    def act(self, obs, state):
+    def act(self, observation, state):
         chunk = np.zeros((8, 7), np.float32)
         chunk[:, 0] = state.speed
         return chunk, replace(state, late=state.late + 1)
@@ -39,9 +40,10 @@ class EvenSeeds:
 
 @pytest.fixture
 def config(reach, tmp_path, monkeypatch) -> RunConfig:
-    monkeypatch.setattr(verb, "make_policy", lambda *_: EvenSeeds())
+    monkeypatch.setattr(command, "make_policy", lambda *_: EvenSeeds())
     env = replace(reach, split="seen")
-    return RunConfig(env, PolicyConfig("scripted"), seed=10, episodes=4, out=str(tmp_path / "run"), workers=0)
+    policy = PolicyConfig(name="scripted")
+    return RunConfig(env=env, policy=policy, seed=10, episodes=4, out=str(tmp_path / "run"), workers=0)
 
 
 def test_report(config):
@@ -57,7 +59,7 @@ def test_report(config):
     assert report["late_decisions"] == sum(-(-o["steps"] // 2) for o in report["outcomes"])
     assert set(report["seconds_per_decision"]) == {"median", "p95"}
     assert (report["split"], report["criterion"], report["instruction"]) == ("seen", "x over 0.5 m", "reach")
-    assert report["checkpoint"] is None and report["policy"] == "scripted" and report["versions"]["numpy"]
+    assert report["checkpoint"] is None and report["policy"] == "scripted" and report["provenance"]["versions"]["numpy"]
     text = table(report)
     assert "2 of 4: 50.0%" in text and "failed seeds" in text and "11, 13" in text
 
@@ -68,8 +70,14 @@ def test_resume_keeps_finished_episodes(config, monkeypatch):
     log = Path(config.out) / "outcomes.jsonl"
     log.write_text(log.read_text() + '{"seed": 13, "succ')
     ran = []
-    run = verb.rollout
-    monkeypatch.setattr(verb, "rollout", lambda env, policy, seed: ran.append(seed) or run(env, policy, seed))
+    run = command.rollout
+
+    def counted(envs, policy, seeds):
+        for done in run(envs, policy, seeds):
+            ran.append(done.episode.seed)
+            yield done
+
+    monkeypatch.setattr(command, "rollout", counted)
     report = evaluate(config, "c")
     assert ran == [13] and report["outcomes"][:3] == first["outcomes"]
     assert sorted(read_outcomes(log)) == [10, 11, 12, 13]
@@ -90,19 +98,20 @@ def test_outcomes_of_other_settings_do_not_mix(config):
     """Half of the episodes by one policy, half by another, in one report."""
     evaluate(config, "c")
     with pytest.raises(ValueError, match="other settings"):
-        evaluate(replace(config, policy=PolicyConfig("random")), "c")
+        evaluate(replace(config, policy=PolicyConfig(name="random")), "c")
 
 
 def test_checkpoint_is_named_with_its_hash(config, tmp_path):
     """A report that does not say which weights it is about, and a retrained checkpoint that inherits old outcomes."""
     folder = tmp_path / "weights"
-    learned = replace(config, policy=PolicyConfig("model", checkpoint=str(folder)))
+    learned = replace(config, policy=PolicyConfig(name="model", checkpoint=str(folder)))
     with pytest.raises(RunError, match=r"no checkpoint in .*weights.*make train"):
         evaluate(learned, "c")
     folder.mkdir()
     (folder / "manifest.json").write_text("{}")
     report = evaluate(learned, "c")
     assert report["checkpoint"]["name"] == "weights" and len(report["checkpoint"]["sha256"]) == 64
+    assert evaluate(replace(learned, policy=PolicyConfig(name="model", checkpoint=f"{folder}/")), "c") == report
     (folder / "manifest.json").write_text("{ }")
     with pytest.raises(ValueError, match="other settings"):
         evaluate(learned, "c")
@@ -113,3 +122,16 @@ def test_bad_split_is_found_before_anything_starts(config):
     with pytest.raises(ValueError, match="split must be one of"):
         evaluate(replace(config, env=replace(config.env, split="test")), "c")
     evaluate(config, "c")
+
+
+def test_outcomes_do_not_depend_on_how_many_run_together(config, tmp_path):
+    """Catches figures that change with the machine's size."""
+    alone = evaluate(config, "c")["outcomes"]
+    assert evaluate(replace(config, robots=3, out=str(tmp_path / "three")), "c")["outcomes"] == alone
+
+
+def test_what_leaves_its_range_is_reported(config):
+    """Catches values that are cut in silence: x passes 0.4 m, and the table's height is 0 here."""
+    report = evaluate(config, "c")
+    assert report["state_outside"]["gripper.z"] > 0 and not report["actions_clipped"]
+    assert "gripper.z" in table(report)

@@ -7,14 +7,15 @@ from agent.build import EnvConfig, PolicyConfig
 from agent.collect import CollectConfig, collect
 from agent.relabel import RelabelConfig, relabel, relabelled
 from envs.data.store import EpisodeStore
-from policies.scripted.experts import LiftExpert
+from policies.scripted.lift import LiftExpert
 
-LIFT = EnvConfig("lift", "nextstate/Lift-v0", "train")
+LIFT = EnvConfig(name="lift", id="nextstate/Lift-v0", split="train", expert="policies.scripted.lift:LiftExpert")
 
 
 def test_the_same_expert_gives_the_same_labels(tmp_path):
     """Catches a scene that is put together wrongly from what an episode keeps: every label would be off."""
-    collect(CollectConfig(LIFT, PolicyConfig("perturbed"), seed=3, episodes=1, out=str(tmp_path / "a"), workers=0))
+    disturbed, out = PolicyConfig(name="perturbed"), str(tmp_path / "a")
+    collect(CollectConfig(env=LIFT, policy=disturbed, seed=3, episodes=1, out=out, workers=0))
     config = RelabelConfig(LIFT, str(tmp_path / "a"), str(tmp_path / "b"))
     assert relabel(config) == 1
     (name,) = EpisodeStore(config.data).names()

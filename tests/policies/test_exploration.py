@@ -1,23 +1,26 @@
 from contextlib import closing
 
-import gymnasium as gym
 import numpy as np
 import pytest
 
-import envs  # noqa: F401  (registers the ids)
-from envs.types import TABLE_HEIGHT
-from policies.base import rollout
+from agent.build import EnvConfig, make_envs
+from envs.sim.table import SPEC, TABLE_HEIGHT
+from envs.types import ActionSpec, CameraSpec, Spec
 from policies.exploration import Play, RandomPolicy
-from policies.scripted.experts import CLOSE, OPEN, LiftExpert
-from tests.reach import Reach
+from policies.rollout import rollout
+from policies.scripted.lift import LiftExpert
+from policies.scripted.motion import CLOSE, OPEN
+from tests.reach import reach_envs
+
+LIFT = EnvConfig(id="nextstate/Lift-v0", split="train")
 
 
 @pytest.fixture(scope="module")
 def played():
     """One episode of Lift: 120 control steps of play, then the expert."""
-    with closing(gym.make("nextstate/Lift-v0").unwrapped) as env:
-        env.horizon = 80
-        return rollout(env, Play(LiftExpert(), lasting=(120, 121)), seed=4, expert=LiftExpert()).episode
+    with closing(make_envs(LIFT)) as envs:
+        (run,) = rollout(envs, Play(LiftExpert(), lasting=(120, 121)), [4], LiftExpert(), max_steps=80)
+    return run.episode
 
 
 def test_play_stays_where_things_are_and_uses_its_jaws(played):
@@ -33,7 +36,7 @@ def test_the_expert_takes_over(played):
     """Catches play without an end: the ways back, which are worth most, are then missing."""
     assert played.success[-1] and len(played) > 120
     np.testing.assert_array_equal(played.action[120:], played.expert[120:])
-    assert played.detour == 120
+    assert played.off_task_steps == 120
 
 
 class Counts:
@@ -44,7 +47,7 @@ class Counts:
     def init(self, instruction, seed=0):
         return 0
 
-    def act(self, obs, state):
+    def act(self, observation, state):
         chunk = np.zeros((3, 7), np.float32)
         chunk[:, -1] = [state, state + 0.1, state + 0.2]
         return chunk, state + 0.5
@@ -52,16 +55,27 @@ class Counts:
 
 def test_who_takes_over_remembers_and_does_its_chunks():
     """Catches a learned policy that forgets its history, or that looks again before its chunk is done."""
-    with closing(gym.make("nextstate/Lift-v0").unwrapped) as env:
-        env.horizon = 4
-        episode = rollout(env, Play(Counts(), lasting=(5, 6)), seed=4).episode
-    np.testing.assert_allclose(episode.action[5:, -1], [0, 0.1, 0.5, 0.6], atol=1e-6)
+    with closing(make_envs(LIFT)) as envs:
+        (run,) = rollout(envs, Play(Counts(), lasting=(5, 6)), [4], max_steps=4)
+    np.testing.assert_allclose(run.episode.action[5:, -1], [0, 0.1, 0.5, 0.6], atol=1e-6)
 
 
 def test_random_motion_is_smooth_and_repeats_itself():
     """Catches white noise, of which a robot makes nothing, and a seed that is not used."""
-    env = Reach()
-    first, again, other = (rollout(env, RandomPolicy(), seed).episode.action for seed in (1, 1, 2))
+    with closing(reach_envs()) as envs:
+        first, again, other = (run.episode.action for run in rollout(envs, RandomPolicy(SPEC), (1, 1, 2)))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
     assert np.corrcoef(first[:-1, 0], first[1:, 0])[0, 1] > 0.3
+
+
+def test_random_motion_uses_the_whole_range_of_any_robot():
+    """Catches a policy that takes every robot for one commanded from -1 to 1, or its last dimension for jaws."""
+    action = (ActionSpec("jaw", 0, 255, gripper=True), ActionSpec("angle", -3, -1))
+    policy = RandomPolicy(Spec((CameraSpec("eye", 8, 8),), (), action, control_hz=50))
+    state, actions = policy.init("", 0), []
+    for _ in range(200):
+        chunk, state = policy.act(None, state)
+        actions.append(chunk[0])
+    jaw, angle = np.array(actions).T
+    assert set(jaw) == {0, 255} and -3 <= angle.min() < -2.5 and -1.5 < angle.max() <= -1

@@ -9,11 +9,25 @@ import torch
 
 def choose_device(name: str) -> torch.device:
     """A device by name; `auto` is the accelerator where there is one. ValueError for one that torch lacks."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    found = accelerator.type if accelerator else "cpu"
     if name == "auto":
-        name = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={name} was asked for, but torch sees no CUDA device; use device=auto or device=cpu")
-    return torch.device(name)
+        return torch.device(found)
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={name}: torch knows no such device; use auto, cpu or cuda") from error
+    if device.type == "cpu":
+        return device
+    if device.type != found:
+        raise ValueError(
+            f"device={name} was asked for, but torch sees no {device.type.upper()} device; use device=auto or "
+            f"device={found}"
+        )
+    count = torch.accelerator.device_count()
+    if device.index is not None and device.index >= count:
+        raise ValueError(f"device={name} was asked for, but torch sees {count} {found} device(s), counted from 0")
+    return device
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

@@ -13,6 +13,20 @@ def test_a_device_that_is_not_there_is_refused():
             choose_device("cuda")
 
 
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:-1", "", "CUDA"])
+def test_a_name_that_torch_does_not_know_is_one_line(name):
+    """Catches the traceback of torch for a mistyped device."""
+    with pytest.raises(ValueError, match=f"^device={name}: .*use auto, cpu or cuda$"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize("name", ["meta", "vulkan", "cuda:999"])
+def test_a_device_without_hardware_is_refused(name):
+    """Catches devices that torch can name but not compute on: the first tensor would fail far from the setting."""
+    with pytest.raises(ValueError, match=f"device={name} was asked for, but torch sees"):
+        choose_device(name)
+
+
 def test_precision_is_one_that_the_model_computes_in():
     """Catches a processor whose abilities cannot be asked for."""
     assert fast_precision(torch.device("cpu")) in (torch.bfloat16, torch.float32)

@@ -1,33 +1,48 @@
-import gymnasium as gym
+from contextlib import closing
+
 import numpy as np
 import pytest
 
-import envs  # noqa: F401  (registers the ids)
-from envs.types import MAIN_SIZE, WRIST_SIZE, Obs, Scene
-from policies.base import rollout
-from policies.scripted.experts import CLOSE, OPEN, FoldExpert, LiftExpert, Perturbed
+from agent.build import EnvConfig, make_envs
+from envs.sim.table import SPEC
+from envs.sim.table import TABLE_HEIGHT as SIMULATED_HEIGHT
+from envs.types import Observation, Scene
+from policies.rollout import rollout
+from policies.scripted.fold_half import FoldExpert
+from policies.scripted.lift import LiftExpert
+from policies.scripted.motion import ACTION_DIM, CLOSE, OPEN, TABLE_HEIGHT
+from policies.scripted.perturbed import Perturbed
+
+LIFT = EnvConfig(id="nextstate/Lift-v0", split="train")
 
 
-def over_cube(offset: tuple[float, float, float], opening: float, held: int = -1) -> Obs:
+def test_experts_know_the_table():
+    """Catches a table that was moved in the simulator and not for those who work on it."""
+    assert (TABLE_HEIGHT, ACTION_DIM) == (SIMULATED_HEIGHT, len(SPEC.action))
+
+
+def looking_at(scene: Scene) -> tuple[Observation, Scene]:
+    """What a robot shows in a scene; black pictures, since no expert looks."""
+    state = np.array([*scene.gripper, 0, 0, 0, scene.opening], np.float32)
+    images = {camera.name: np.zeros((camera.height, camera.width, 3), np.uint8) for camera in SPEC.cameras}
+    return Observation(images, state), scene
+
+
+def over_cube(offset: tuple[float, float, float], opening: float, held: int = -1) -> tuple[Observation, Scene]:
     """The gripper at an offset from a cube on the table."""
     cube = np.array([0.02, -0.03, 0.821], np.float32)
     keypoints = np.full((4, 3), np.nan, np.float32)
     keypoints[0] = cube
     gripper = (cube + offset).astype(np.float32)
-    scene = Scene(keypoints=keypoints, held=held, stage=0, opening=opening, gripper=gripper)
-    state = np.array([*gripper, 0, 0, 0, opening], np.float32)
-    main, wrist = (np.zeros((size, size, 3), np.uint8) for size in (MAIN_SIZE, WRIST_SIZE))
-    return Obs(main, wrist, state, scene)
+    return looking_at(Scene(keypoints=keypoints, held=held, stage=0, opening=opening, gripper=gripper))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_lift_expert_lifts(seed):
     """The expert is where all data comes from: a robot or controller that changed shows here first."""
-    env = gym.make("nextstate/Lift-v0").unwrapped
-    try:
-        episode = rollout(env, LiftExpert(), seed=seed, expert=LiftExpert()).episode
-    finally:
-        env.close()
+    with closing(make_envs(LIFT)) as envs:
+        (run,) = rollout(envs, LiftExpert(), [seed], LiftExpert())
+    episode = run.episode
     assert episode.success[-1] and not episode.success[:-1].any() and len(episode) < 60
     np.testing.assert_array_equal(episode.action, episode.expert)
     assert not episode.action[:, 3:6].any(), "the expert turns the hand"
@@ -35,11 +50,9 @@ def test_lift_expert_lifts(seed):
 
 def test_lift_expert_survives_disturbance():
     """An expert that works from its own path only cannot label what a learner does wrong."""
-    env = gym.make("nextstate/Lift-v0").unwrapped
-    try:
-        episode = rollout(env, Perturbed(LiftExpert(), failures=0.0), seed=3, expert=LiftExpert()).episode
-    finally:
-        env.close()
+    with closing(make_envs(LIFT)) as envs:
+        (run,) = rollout(envs, Perturbed(LiftExpert(), SPEC, failures=0.0), [3], LiftExpert())
+    episode = run.episode
     assert episode.success[-1]
     assert np.abs(episode.action - episode.expert)[:, :3].max() > 0.1, "nothing was disturbed"
 
@@ -57,21 +70,18 @@ def test_lift_expert_survives_disturbance():
 )
 def test_lift_expert_is_a_function_of_the_scene(offset, opening, held, grip, direction):
     """Hidden time in an expert gives one picture two labels."""
-    obs = over_cube(offset, opening, held)
-    action = LiftExpert().act(obs, None)[0]
+    observation, scene = over_cube(offset, opening, held)
+    action = LiftExpert().act(observation, None, scene)[0]
     assert action.shape == (1, 7) and action[0, -1] == grip
     assert np.sign(np.trunc(5 * action[0, 2])) == direction
-    np.testing.assert_array_equal(action, LiftExpert().act(obs, None)[0])
+    np.testing.assert_array_equal(action, LiftExpert().act(observation, None, scene)[0])
 
 
-def over_corner(offset: tuple[float, float, float], opening: float, held: int, stage: int) -> Obs:
+def over_corner(offset: tuple[float, float, float], opening: float, held: int, stage: int):
     """The gripper at an offset from the near left corner of a flat cloth."""
     corners = np.array([[-0.12, 0.12, 0.804], [-0.12, -0.12, 0.804], [0.12, 0.12, 0.804], [0.12, -0.12, 0.804]])
     gripper = (corners[0] + offset).astype(np.float32)
-    scene = Scene(corners.astype(np.float32), held, stage, opening, gripper)
-    state = np.array([*gripper, 0, 0, 0, opening], np.float32)
-    main, wrist = (np.zeros((size, size, 3), np.uint8) for size in (MAIN_SIZE, WRIST_SIZE))
-    return Obs(main, wrist, state, scene)
+    return looking_at(Scene(corners.astype(np.float32), held, stage, opening, gripper))
 
 
 @pytest.mark.parametrize(
@@ -95,19 +105,44 @@ def over_corner(offset: tuple[float, float, float], opening: float, held: int, s
 )
 def test_fold_expert_is_a_function_of_the_scene(offset, opening, held, stage, grip, direction):
     """Hidden time in an expert gives one picture two labels; jaws that flap never grasp."""
-    action = FoldExpert().act(over_corner(offset, opening, held, stage), None)[0][0]
+    observation, scene = over_corner(offset, opening, held, stage)
+    action = FoldExpert().act(observation, None, scene)[0][0]
     assert action[-1] == grip
     np.testing.assert_array_equal(np.sign(np.trunc(5 * action[:3])), direction)
 
 
 def test_slips_open_and_close():
     """Catches jaws that never close on nothing in the data: a learner then believes that it holds something."""
-    policy = Perturbed(FoldExpert(), noise=(0.1, 0.1), takeover=0.0, slip=0.05, failures=0.0)
+    policy = Perturbed(FoldExpert(), SPEC, noise=(0.1, 0.1), takeover=0.0, slip=0.05, failures=0.0)
     for held, stage, offset, clean in ((-1, 0, (0.0, 0.0, 0.2), OPEN), (0, 1, (0.1, 0.0, 0.12), CLOSE)):
-        obs, state, grips = over_corner(offset, 0.08 if clean == OPEN else 0.01, held, stage), policy.init("", 3), []
+        observation, scene = over_corner(offset, 0.08 if clean == OPEN else 0.01, held, stage)
+        state, grips = policy.init("", 3), []
         for _ in range(400):
-            action, state = policy.act(obs, state)
+            action, state = policy.act(observation, state, scene)
             grips.append(action[0, -1])
         wrong = np.array(grips) == -clean
         runs = np.diff(np.flatnonzero(np.diff(np.concatenate([[0], wrong, [0]]))))[::2]
         assert 0.1 < wrong.mean() < 0.5 and runs.min() >= 3
+
+
+class Counting:
+    """An expert that counts how often it was asked, and says so."""
+
+    execute = 1
+
+    def init(self, instruction, seed=0):
+        return 0
+
+    def act(self, observation, state):
+        return np.full((1, 7), state / 100, np.float32), state + 1
+
+
+def test_a_disturbed_expert_keeps_its_state():
+    """Catches an expert with a memory that is asked as if every step were its first."""
+    policy = Perturbed(Counting(), SPEC, noise=(0.0, 0.0), takeover=0.0, slip=0.0, failures=0.0)
+    observation, scene = over_cube((0, 0, 0.1), 0.08)
+    state, said = policy.init("", 0), []
+    for _ in range(3):
+        action, state = policy.act(observation, state, scene)
+        said.append(float(action[0, 0]))
+    np.testing.assert_allclose(said, [0, 0.01, 0.02], atol=1e-6)

@@ -1,0 +1,265 @@
+"""Any gymnasium environment behind this project's contract.
+
+    observation  {camera: (h, w, 3) u8, ..., "state": (P,) f32}
+    info         instruction, success, progress, subtask, and where they exist score (numbers to report) and scene
+    attributes   robot_spec, instruction, criterion, split, max_steps
+
+Our own tasks say all of this themselves. What a foreign environment does not say is settled here, by documented
+defaults that `AdapterConfig` overrides; nothing about the environment has to be edited.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from envs.types import ActionSpec, CameraSpec, Spec, StateSpec
+
+DEFAULT_IMAGE_SIZE = 64  # pixels, of what `render` shows where the observation holds no picture
+DEFAULT_CONTROL_HZ = 20.0
+DEFAULT_MAX_STEPS = 1000
+LARGE = 1e6  # a bound beyond this is a data type's, not a robot's
+SUCCESS_KEYS = ("success", "is_success")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What a foreign environment leaves open. None takes the default.
+
+    instruction: what the robot is told (the environment's `instruction`, or else its id in words).
+    criterion: what success means, for reports. success: name in `info` of what says so (`success` or `is_success`, or
+        else that the environment terminates).
+    stop: an episode ends when it succeeds. max_steps: control steps of an episode (the registered limit, or 1000).
+    image_size: pixels a side that pictures are resized to (of `render` 64; others stay as they are).
+    state: keys of the observation that make up the state, in this order (all that are no pictures).
+    grippers: indices of the action dimensions that are grippers, which open at the low end of their range (none).
+    action_low, action_high: the range of every action dimension that has none of its own.
+    control_hz: control steps a second (`metadata["render_fps"]`, or 20).
+    """
+
+    instruction: str | None = None
+    criterion: str | None = None
+    success: str | None = None
+    stop: bool = True
+    max_steps: int | None = None
+    image_size: int | None = None
+    state: tuple[str, ...] | None = None
+    grippers: tuple[int, ...] = ()
+    action_low: float | None = None
+    action_high: float | None = None
+    control_hz: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RawScene:
+    """What a foreign environment says, for experts: its own observation and `info`, untouched."""
+
+    observation: Any
+    info: dict[str, Any]
+
+
+class Adapter(gym.Wrapper):
+    """See the top of this file. Raises ValueError for an environment that has no picture, no action range, and so on,
+    each with the setting that mends it."""
+
+    def __init__(
+        self, env: gym.Env, split: str, config: AdapterConfig = AdapterConfig(), own_splits: bool = False
+    ) -> None:
+        """own_splits: the environment was made with the split; another one gets other seeds for each."""
+        super().__init__(env)
+        self.config, self.split, self.own_splits = config, split, own_splits
+        self.own = hasattr(env.unwrapped, "robot_spec")
+        registered = env.spec.max_episode_steps if env.spec else None
+        self.max_steps = config.max_steps or registered or DEFAULT_MAX_STEPS
+        name = env.spec.name if env.spec else type(env.unwrapped).__name__
+        self.instruction = config.instruction or getattr(env.unwrapped, "instruction", None) or in_words(name)
+        self.criterion = config.criterion or getattr(env.unwrapped, "criterion", None) or self._default_criterion()
+        if self.own:
+            self.robot_spec = env.unwrapped.robot_spec
+            return
+        self._pictures, self._numbers = sort_out(env.observation_space)
+        if config.state is not None:
+            unknown = [key for key in config.state if key not in self._numbers]
+            if unknown:
+                raise ValueError(f"env.state={list(config.state)}: the observation has {', '.join(self._numbers)}")
+            self._numbers = {key: self._numbers[key] for key in config.state}
+        self.robot_spec = self._spec()
+        spec = self.robot_spec
+        images = {c.name: gym.spaces.Box(0, 255, (c.height, c.width, 3), np.uint8) for c in spec.cameras}
+        self.observation_space = gym.spaces.Dict(
+            images, state=gym.spaces.Box(spec.state_low, spec.state_high, (len(spec.state),), np.float32)
+        )
+        self.action_space = gym.spaces.Box(spec.action_low, spec.action_high)
+
+    # gymnasium's interface
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+        """The same seed and split give the same episode; the splits `train` and `seen` share none."""
+        if self.own:
+            raw, info = self.env.reset(seed=seed, options=options)
+            return raw, self._said(info)
+        if seed is not None and not self.own_splits:
+            seed = seed_of(self.split, seed)
+        raw, info = self.env.reset(seed=seed, options=options)
+        return self._observation(raw), self._info(raw, info, terminated=False)
+
+    def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
+        """One control step."""
+        if self.own:
+            raw, reward, terminated, truncated, info = self.env.step(action)
+            return raw, reward, terminated, truncated, self._said(info)
+        space = self.env.action_space
+        action = np.asarray(action, space.dtype).reshape(space.shape)
+        raw, reward, terminated, truncated, info = self.env.step(action)
+        told = self._info(raw, info, terminated)
+        ended = bool(terminated) or (self.config.stop and told["success"])
+        return self._observation(raw), float(reward), ended, bool(truncated), told
+
+    def picture(self, size: int) -> np.ndarray:
+        """The scene for people, (size, size, 3) u8: what `render` shows."""
+        if self.own:
+            return self.env.unwrapped.render_main(size)
+        shown = self.env.render() if self.env.render_mode == "rgb_array" else None
+        if shown is None:
+            raise ValueError("this environment renders no picture: make it with render_mode=rgb_array")
+        return resized(np.asarray(shown), size, size)
+
+    # what is said of it
+
+    def _said(self, info: dict[str, Any]) -> dict[str, Any]:
+        return {**info, "instruction": self.instruction}
+
+    def _info(self, raw: Any, info: dict[str, Any], terminated: bool) -> dict[str, Any]:
+        key = self.config.success or next((key for key in SUCCESS_KEYS if key in info), None)
+        success = bool(np.all(info[key])) if key in info else bool(terminated and key is None)
+        progress = float(np.clip(info.get("progress", success), 0, 1))
+        told = {
+            "instruction": self.instruction, "success": success, "progress": progress,
+            "subtask": str(info.get("subtask", self.instruction)), "scene": info.get("scene", RawScene(raw, info)),
+        }  # fmt: skip
+        if isinstance(info.get("score"), Mapping):
+            told["score"] = {name: float(value) for name, value in info["score"].items()}
+        return told
+
+    def _default_criterion(self) -> str:
+        return f"info[{self.config.success!r}]" if self.config.success else "success as the environment's `info` says"
+
+    def _spec(self) -> Spec:
+        """From the spaces, and for a picture that is not in them from one reset."""
+        config, cameras = self.config, []
+        for name, space in self._pictures.items():
+            height, width = (config.image_size,) * 2 if config.image_size else space.shape[:2]
+            cameras.append(CameraSpec(name, height, width))
+        if not cameras:
+            if self.env.render_mode != "rgb_array":
+                raise ValueError(
+                    "the observation holds no picture, and the environment does not render one: "
+                    "make it with render_mode=rgb_array"
+                )
+            cameras = [CameraSpec("render", *(config.image_size or DEFAULT_IMAGE_SIZE,) * 2)]
+        state = [
+            StateSpec(f"{key}.{i}" if space.shape else key, *ends)
+            for key, space in self._numbers.items()
+            for i, ends in enumerate(_ranges_of(space))
+        ]
+        rate = config.control_hz or self.env.metadata.get("render_fps") or DEFAULT_CONTROL_HZ
+        return Spec(tuple(cameras), tuple(state), self._actions(), float(rate))
+
+    def _actions(self) -> tuple[ActionSpec, ...]:
+        config, space = self.config, self.env.action_space
+        if not isinstance(space, gym.spaces.Box):
+            raise ValueError(f"actions must be a Box of numbers, this environment takes {space}")
+        actions = []
+        for i, (low, high) in enumerate(zip(space.low.ravel(), space.high.ravel(), strict=True)):
+            low = low if np.isfinite(low) else config.action_low
+            high = high if np.isfinite(high) else config.action_high
+            if low is None or high is None:
+                raise ValueError(
+                    f"action dimension {i} has no range: set env.action_low and env.action_high, for instance -1 and 1"
+                )
+            actions.append(ActionSpec(f"action.{i}", float(low), float(high), gripper=i in config.grippers))
+        unknown = [i for i in config.grippers if not 0 <= i < len(actions)]
+        if unknown:
+            raise ValueError(f"env.grippers={list(config.grippers)}: there are {len(actions)} action dimensions")
+        return tuple(actions)
+
+    def _observation(self, raw: Any) -> dict[str, np.ndarray]:
+        flat = flatten(raw)
+        obs = {}
+        for camera in self.robot_spec.cameras:
+            picture = flat[camera.name] if self._pictures else self.env.render()
+            if picture is None or np.ndim(picture) != 3:
+                raise ValueError(f"camera `{camera.name}` gave no picture of shape (h, w, 3): {np.shape(picture)}")
+            obs[camera.name] = resized(np.asarray(picture), camera.height, camera.width)
+        parts = [np.ravel(flat[key]).astype(np.float32) for key in self._numbers]
+        obs["state"] = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+        return obs
+
+
+def vector(makers: Sequence[Callable[[], gym.Env]]) -> SyncVectorEnv:
+    """Several adapted environments in one process, which the loop resets itself. Close it after use."""
+    return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def in_words(name: str) -> str:
+    """`FetchPush` -> `fetch push`."""
+    return "".join(f" {c.lower()}" if c.isupper() else c for c in name).replace("_", " ").replace("-", " ").strip()
+
+
+def seed_of(split: str, seed: int) -> int:
+    """The reset seed of an environment that knows no splits, so that no episode of one split is met in another."""
+    entropy = [int.from_bytes(split.encode(), "big"), seed]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0] & 0x7FFFFFFF)
+
+
+def sort_out(space: gym.Space) -> tuple[dict[str, gym.spaces.Box], dict[str, gym.Space]]:
+    """The pictures and the numbers of an observation space, by name; nested names are joined by dots."""
+    pictures, numbers = {}, {}
+    for name, part in _leaves(space, ""):
+        if isinstance(part, gym.spaces.Box) and part.dtype == np.uint8 and len(part.shape) == 3 and part.shape[-1] == 3:
+            pictures[name or "image"] = part
+        elif isinstance(part, gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiBinary):
+            numbers[name or "state"] = part
+    return pictures, numbers
+
+
+def _leaves(space: gym.Space, name: str) -> list[tuple[str, gym.Space]]:
+    if isinstance(space, gym.spaces.Dict):
+        return [leaf for key, part in space.items() for leaf in _leaves(part, f"{name}.{key}" if name else key)]
+    return [(name, space)]
+
+
+def flatten(raw: Any, name: str = "") -> dict[str, Any]:
+    """The same names of an observation."""
+    if isinstance(raw, Mapping):
+        return {k: v for key, part in raw.items() for k, v in flatten(part, f"{name}.{key}" if name else key).items()}
+    return {name or ("image" if np.ndim(raw) == 3 else "state"): raw}
+
+
+def _ranges_of(space: gym.Space) -> list[tuple[float, float]]:
+    """(low, high) of each number; infinite where the space says nothing that helps."""
+    if isinstance(space, gym.spaces.Box):
+        ends = zip(space.low.ravel().tolist(), space.high.ravel().tolist(), strict=True)
+        return [(a, b) if a < b and max(abs(a), abs(b)) < LARGE else (-math.inf, math.inf) for a, b in ends]
+    if isinstance(space, gym.spaces.Discrete):
+        return [(float(space.start), float(space.start + max(space.n - 1, 1)))]
+    return [(0.0, 1.0)] * int(np.prod(space.shape))
+
+
+def resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(h, w, 3) u8 -> (height, width, 3) u8: cut to the wanted proportions, then averaged down."""
+    h, w = picture.shape[:2]
+    if (h, w) == (height, width):
+        return np.ascontiguousarray(picture)
+    scale = min(h / height, w / width)
+    keep_h, keep_w = math.ceil(height * scale), math.ceil(width * scale)
+    top, left = (h - keep_h) // 2, (w - keep_w) // 2
+    cut = np.ascontiguousarray(picture[top : top + keep_h, left : left + keep_w])
+    return cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA)

@@ -1,0 +1,1 @@
+"""Episodes on disk, and how they are varied for training."""

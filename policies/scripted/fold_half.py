@@ -1,0 +1,83 @@
+"""The expert of FoldHalf.
+
+It is a function of what is there now, never of hidden time: a learner that sees the same state can then learn the same
+action, and any state has a label, also one that somebody else led into.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from envs.types import Observation, Scene
+from policies.scripted.motion import CLOSE, OPEN, TABLE_HEIGHT, move
+
+
+@dataclass(frozen=True)
+class FoldExpert:
+    """Two corner moves, one after the other: near left onto far left, near right onto far right."""
+
+    execute: int = 1
+    privileged = True
+    hover: float = 0.06  # metres above the corner
+    # Metres, height of the arc, and metres beyond the far corner for the first and the second carry. The first one
+    # drags the second corner along; this high and this far it lands within 2 to 3 cm, and one carry folds. Lower or
+    # shorter leaves it 5 cm short, where it lies beside the far corner and is hard to see; higher, and it flies over.
+    carry: float = 0.13
+    overshoot: tuple[float, float] = (0.035, 0.020)
+    approach_speed: float = 0.8  # of the largest action: a camera then sees the approach in more frames
+    carry_speed: float = 0.8  # of the largest action; faster, and the cloth swings
+
+    def init(self, instruction: str, seed: int = 0) -> None:
+        """An expert keeps no state."""
+
+    def act(self, observation: Observation, state: None, scene: Scene) -> tuple[np.ndarray, None]:
+        """One clean action, (1, A)."""
+        return self._action(scene)[None], None
+
+    def _action(self, scene: Scene) -> np.ndarray:
+        here, corners = scene.gripper.astype(np.float64), scene.keypoints.astype(np.float64)
+        if scene.held >= 0 and scene.stage in (1, 3):
+            overshoot = self.overshoot[scene.held]
+            return self._lay(here, corners[2 + scene.held], corners[2] - corners[3], overshoot, scene.opening)
+        if scene.held >= 0 or scene.stage == 4:
+            return self._move_away(here, scene.opening)
+        return self._grasp(here, corners[scene.stage // 2], scene.opening)
+
+    def _grasp(self, here: np.ndarray, corner: np.ndarray, opening: float) -> np.ndarray:
+        aside, above = np.linalg.norm(corner[:2] - here[:2]), here[2] - corner[2]
+        reach = 0.016 if opening > 0.07 else 0.024  # once they close, a tremor does not open the jaws again
+        if aside < reach and above < reach:
+            return move(here, corner + [0, 0, 0.004], CLOSE, gain=1.5, limit=0.6)
+        if opening < 0.07 and above < 0.04:  # a release must be over before the gripper leaves
+            return move(here, here + [0, 0, 0.01], OPEN)
+        # The closer over the corner, the lower, and straight down within reach: no threshold to hover about, and no
+        # way back up that a learner with an error of a centimetre would mix with the way down.
+        funnel = np.clip((aside - 0.012) / 0.024, 0.0, 1.0)
+        low = above < 0.5 * self.hover and aside > 0.03  # rise first, do not sweep the cloth
+        target = np.array([*(here if low else corner)[:2], corner[2] + 0.004 + funnel * self.hover])
+        return move(here, target, OPEN, gain=1.5, limit=self.approach_speed)
+
+    def _lay(
+        self, here: np.ndarray, corner: np.ndarray, far_edge: np.ndarray, overshoot: float, opening: float
+    ) -> np.ndarray:
+        outward = np.array([far_edge[1], -far_edge[0], 0.0]) / np.linalg.norm(far_edge[:2])
+        goal = corner + overshoot * outward
+        away, above = np.linalg.norm(goal[:2] - here[:2]), here[2] - corner[2]
+        # The jaws need five steps to open and let go late, so they begin within a centimetre and a half and go on to
+        # the goal: a learner that is a centimetre off else waits beside it for ever.
+        near = 0.015 if opening < 0.01 else 0.025  # once they open, a tremor does not close them again
+        if away < near and above < 0.010 + near:
+            return move(here, [*goal[:2], corner[2] + 0.008], OPEN, gain=1.5, limit=0.4)
+        if opening > 0.02:  # wait for the jaws to close
+            return move(here, here, CLOSE)
+        height = corner[2] + 0.008 + min(self.carry, max(away - 0.01, 0.0))
+        # lift before travelling: the horizontal step waits for the height
+        behind = np.clip((height - here[2]) / 0.04, 0.0, 1.0)
+        target = np.array([*(here[:2] + (goal[:2] - here[:2]) * (1 - 0.8 * behind)), height])
+        return move(here, target, CLOSE, gain=1.5, limit=self.carry_speed)
+
+    def _move_away(self, here: np.ndarray, opening: float) -> np.ndarray:
+        up = 0.0 if opening < 0.065 else max(TABLE_HEIGHT + 0.14 - here[2], 0.0)
+        return move(here, here + [0, 0, up], OPEN, limit=0.6)
