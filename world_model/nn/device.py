@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 
@@ -43,3 +45,10 @@ def fast_precision(device: torch.device) -> torch.dtype:
         return torch.bfloat16
     can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return torch.bfloat16 if can.get("avx512_bf16") or can.get("amx_bf16") else torch.float32
+
+
+@lru_cache(maxsize=256)
+def constants(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """(n,) f32, sent to a device once."""
+    with torch.inference_mode(False):  # also when the first to ask computes no gradients, for the next one may
+        return torch.tensor(values, dtype=torch.float32, device=device)

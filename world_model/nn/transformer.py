@@ -1,8 +1,9 @@
 """A decoder-only transformer in the layout of Llama and Qwen3. Nothing here knows about robots.
 
 Parameter names are those of `transformers`, so weights move one to one: `model.` + our name is theirs (`lm_head`
-without the prefix). The sequence comes as pieces that say which other pieces they see, ids are told where they stand by
-explicit positions, and the key-value cache is a value: passed in, never written, and what is new is handed back.
+without the prefix). The sequence comes as segments that say which other segments they see, ids are told where they
+stand by explicit positions, and the key-value cache is a value: passed in, never written, and what is new is handed
+back.
 
 Sources: RMSNorm (Zhang and Sennrich 2019), rotary positions (Su et al. 2021), grouped-query attention (Ainslie et
 al. 2023), SwiGLU (Shazeer 2020), QK-norm (Dehghani et al. 2023).
@@ -43,12 +44,21 @@ class TransformerConfig:
         return self.width // self.num_heads
 
 
+def serve(x: Tensor, rows: int) -> Tensor:
+    """(R, ...) -> (rows, ...): each of R robots for its rows / R candidates, which follow each other."""
+    return x[:, None].expand(-1, rows // x.shape[0], *x.shape[1:]).flatten(0, 1)  # a view where R is 1 or `rows`
+
+
 @dataclass(frozen=True)
 class KV:
-    """Keys and values of L ids, one (B, num_kv_heads, L, head_dim) pair a layer. Never written in place."""
+    """Keys and values of L ids, one (R, num_kv_heads, L, head_dim) pair a layer. Never written in place.
+
+    mask: (R, L) bool, False for padding that nobody sees; None where there is none.
+    """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
+    mask: Tensor | None = None
 
     def __len__(self) -> int:
         return self.keys[0].shape[2]
@@ -57,43 +67,51 @@ class KV:
     def rows(self) -> int:
         return self.keys[0].shape[0]
 
-    def expand(self, rows: int) -> KV:
-        """The same prefix for `rows` rows, without copying it."""
-        return self._map(lambda x: x.expand(rows, -1, -1, -1))
-
     def part(self, start: int, stop: int) -> KV:
         """Ids start .. stop - 1."""
-        return self._map(lambda x: x[:, :, start:stop])
+        mask = None if self.mask is None else self.mask[:, start:stop]
+        return KV(tuple(k[:, :, start:stop] for k in self.keys), tuple(v[:, :, start:stop] for v in self.values), mask)
+
+    def unmasked(self) -> KV:
+        """The same without its mask, where no padding is left."""
+        return KV(self.keys, self.values)
 
     def then(self, *later: KV) -> KV:
-        """A new cache with the ids of `later` after ours; a cache of one row serves all rows."""
-        rows = max(kv.rows for kv in (self, *later))
-        parts = [kv.expand(rows) for kv in (self, *later)]
+        """A new cache with the ids of `later` after ours; one of fewer rows serves as many rows each."""
+        parts = (self, *later)
+        rows = max(kv.rows for kv in parts)
+        layers = range(len(self.keys))
+        mask = None
+        if any(kv.mask is not None for kv in parts):
+            mask = torch.cat([serve(kv.visible(), rows) for kv in parts], dim=1)
         return KV(
-            tuple(torch.cat(layer, dim=2) for layer in zip(*(kv.keys for kv in parts), strict=True)),
-            tuple(torch.cat(layer, dim=2) for layer in zip(*(kv.values for kv in parts), strict=True)),
+            tuple(torch.cat([serve(kv.keys[i], rows) for kv in parts], dim=2) for i in layers),
+            tuple(torch.cat([serve(kv.values[i], rows) for kv in parts], dim=2) for i in layers),
+            mask,
         )
 
-    def _map(self, f) -> KV:
-        return KV(tuple(f(k) for k in self.keys), tuple(f(v) for v in self.values))
+    def visible(self) -> Tensor:
+        """(R, L) bool."""
+        ones = torch.ones(self.rows, len(self), dtype=torch.bool, device=self.keys[0].device)
+        return ones if self.mask is None else self.mask
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A run of ids that look at the same things: the whole cache, some whole pieces of this call, and themselves.
+class Segment:
+    """A run of ids that look at the same things: the whole cache, some whole segments of this call, and themselves.
 
-    Attention is computed piece by piece over just those keys. A window of four model steps with their drafts would
-    fill a (1000, 1000) mask of which nine tenths are empty; this does the full tenth only.
+    Attention is computed segment by segment over just those keys. A window of four model steps with their parallel
+    copies would fill a (1000, 1000) mask of which nine tenths are empty; this does the full tenth only.
     """
 
     length: int
-    sees: tuple[int, ...] = ()  # indices of pieces in the same call
-    causal: bool = True  # an id sees its own piece up to itself, or else the whole of it
+    sees: tuple[int, ...] = ()  # indices of segments in the same call
+    causal: bool = True  # an id sees its own segment up to itself, or else the whole of it
 
 
 @lru_cache(maxsize=64)
 def causal_mask(length: int, before: int, device: torch.device) -> Tensor:
-    """(length, before + length) bool: everything before, and the own piece up to oneself."""
+    """(length, before + length) bool: everything before, and the own segment up to oneself."""
     return torch.ones(length, before + length, dtype=torch.bool, device=device).tril(before)
 
 
@@ -108,10 +126,10 @@ class RMSNorm(nn.Module):
 
 
 def rotary(positions: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """positions (L,) -> cosine and sine (L, head_dim), in Llama's layout: the two halves turn together."""
+    """positions (..., L) -> cosine and sine (..., L, head_dim), in Llama's layout: the two halves turn together."""
     frequency = base ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
-    angle = positions.float()[:, None] * frequency[None, :]  # (L, head_dim / 2)
-    angle = torch.cat([angle, angle], dim=-1)  # (L, head_dim)
+    angle = positions.float()[..., None] * frequency  # (..., L, head_dim / 2)
+    angle = torch.cat([angle, angle], dim=-1)  # (..., L, head_dim)
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
@@ -122,9 +140,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention. q: (B, heads, Q, head_dim); k, v: (B, kv_heads, K, head_dim); mask: (Q, K) bool or None.
+    """Softmax attention. q: (B, heads, Q, head_dim); k, v: (B, kv_heads, K, head_dim); mask: bool (Q, K) or
+    (B, 1, Q, K), or None.
 
-    At the few hundred ids that a piece sees, the fused kernel wins on a GPU, and on a CPU in fp32 without gradients
+    At the few hundred ids that a segment sees, the fused kernel wins on a GPU, and on a CPU in fp32 without gradients
     (half the time); there in bf16 the plain products take a third of its time, and with gradients as long.
     """
     if q.device.type != "cpu" or (q.dtype == torch.float32 and not torch.is_grad_enabled()):
@@ -151,26 +170,37 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
-    def forward(
-        self, x: Tensor, turn: tuple[Tensor, Tensor], pieces: tuple[Piece, ...], past: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        batch, length, width = x.shape
+    def project(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, L, width) -> queries (B, heads, L, head_dim), keys and values (B, kv_heads, L, head_dim), turned."""
+        batch, length, _ = x.shape
         q = self.q_proj(x).view(batch, length, -1, self.config.head_dim)  # (B, L, heads, head_dim)
         k = self.k_proj(x).view(batch, length, -1, self.config.head_dim)  # (B, L, kv_heads, head_dim)
         v = self.v_proj(x).view(batch, length, -1, self.config.head_dim).transpose(1, 2)
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q.transpose(1, 2), *turn), rotate(k.transpose(1, 2), *turn)  # (B, heads, L, head_dim)
+        return rotate(q.transpose(1, 2), *turn), rotate(k.transpose(1, 2), *turn), v
 
-        lengths = [piece.length for piece in pieces]
+    def forward(
+        self, x: Tensor, turn: tuple[Tensor, Tensor], segments: tuple[Segment, ...],
+        past: tuple[Tensor, Tensor] | None, visible: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """visible: (B, ids of the past + L) bool, or None where all are."""
+        batch, length, width = x.shape
+        q, k, v = self.project(x, turn)
+        lengths = [segment.length for segment in segments]
         qs, ks, vs = q.split(lengths, dim=2), k.split(lengths, dim=2), v.split(lengths, dim=2)
-        past_k, past_v = ([], []) if past is None else ([p.expand(batch, -1, -1, -1)] for p in past)
+        past_k, past_v = ([], []) if past is None else ([serve(p, batch)] for p in past)
+        if visible is not None:
+            past_m, *ms = visible.split([visible.shape[1] - length, *lengths], dim=1)
         outs = []
-        for i, piece in enumerate(pieces):
-            seen = [*piece.sees, i]
+        for i, segment in enumerate(segments):
+            seen = [*segment.sees, i]
             keys = torch.cat(past_k + [ks[j] for j in seen], dim=2)  # (B, kv_heads, seen ids, head_dim)
             values = torch.cat(past_v + [vs[j] for j in seen], dim=2)
-            mask = causal_mask(piece.length, keys.shape[2] - piece.length, x.device) if piece.causal else None
+            mask = causal_mask(segment.length, keys.shape[2] - segment.length, x.device) if segment.causal else None
+            if visible is not None:
+                padding = torch.cat([past_m, *(ms[j] for j in seen)], dim=1)[:, None, None]  # (B, 1, 1, seen ids)
+                mask = padding.expand(-1, -1, segment.length, -1) if mask is None else mask & padding
             outs.append(attend(qs[i], keys, values, mask))
         out = torch.cat(outs, dim=2).transpose(1, 2).reshape(batch, length, width)
         return self.o_proj(out), k, v
@@ -196,9 +226,10 @@ class Layer(nn.Module):
         self.mlp = SwiGLU(config)
 
     def forward(
-        self, x: Tensor, turn: tuple[Tensor, Tensor], pieces: tuple[Piece, ...], past: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        attended, k, v = self.self_attn(self.input_layernorm(x), turn, pieces, past)
+        self, x: Tensor, turn: tuple[Tensor, Tensor], segments: tuple[Segment, ...],
+        past: tuple[Tensor, Tensor] | None, visible: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        attended, k, v = self.self_attn(self.input_layernorm(x), turn, segments, past, visible)
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x)), k, v
 
@@ -230,37 +261,72 @@ class Transformer(nn.Module):
         return self.embed_tokens(ids)
 
     def forward(
-        self, x: Tensor, positions: Tensor, pieces: tuple[Piece, ...] | None = None, past: KV | None = None
-    ) -> tuple[Tensor, KV]:
+        self, x: Tensor, positions: Tensor, segments: tuple[Segment, ...] | None = None, past: KV | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, KV]:  # fmt: skip
         """Hidden states of L new ids after the ids in `past`.
 
-        x: (B, L, width); positions: (L,) int; pieces: lengths add up to L, one causal piece by default; past: a cache
-        of one row or B rows, seen by every piece.
+        x: (B, L, width); positions: int (L,), or (R, L) where R divides B; segments: lengths add up to L, one causal
+        segment by default; past: a cache seen by every segment, whose R rows serve B / R rows each; mask: (B, L) bool,
+        False for new ids that are padding.
         Returns h (B, L, width) after the last norm, and the keys and values of the L new ids alone: the caller
-        keeps those it wants (`past.then(new.part(...))`), so that drafts never enter a cache.
+        keeps those it wants (`past.then(new.part(...))`), so that parallel copies never enter a cache.
         """
-        length = x.shape[1]
-        pieces = pieces or (Piece(length),)
-        if positions.shape != (length,):
-            raise ValueError(f"x {tuple(x.shape)} needs positions ({length},), got {tuple(positions.shape)}")
-        if sum(piece.length for piece in pieces) != length:
-            raise ValueError(f"pieces {[piece.length for piece in pieces]} do not add up to the {length} ids of x")
-        if past is not None and past.rows not in (1, x.shape[0]):
-            raise ValueError(f"a cache of {past.rows} rows cannot serve a batch of {x.shape[0]}")
+        segments = segments or (Segment(x.shape[1]),)
+        x, turn, visible = self._prepare(x, positions, segments, past, mask)
+        keys, values = [], []
+        for i, layer in enumerate(self.layers):
+            x, k, v = layer(x, turn, segments, None if past is None else (past.keys[i], past.values[i]), visible)
+            keys.append(k)
+            values.append(v)
+        return self.norm(x), KV(tuple(keys), tuple(values), mask)
+
+    def remember(self, x: Tensor, positions: Tensor, past: KV | None = None, mask: Tensor | None = None) -> KV:
+        """The keys and values that `forward` gives for one causal segment, without the hidden states: the last layer
+        only projects."""
+        segments = (Segment(x.shape[1]),)
+        x, turn, visible = self._prepare(x, positions, segments, past, mask)
+        keys, values = [], []
+        for i, layer in enumerate(self.layers[:-1]):
+            x, k, v = layer(x, turn, segments, None if past is None else (past.keys[i], past.values[i]), visible)
+            keys.append(k)
+            values.append(v)
+        last = self.layers[-1]
+        _, k, v = last.self_attn.project(last.input_layernorm(x), turn)
+        return KV((*keys, k), (*values, v), mask)
+
+    def _prepare(
+        self, x: Tensor, positions: Tensor, segments: tuple[Segment, ...], past: KV | None, mask: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
+        """Check what fits what -> x, cosine and sine of its positions, which keys are seen (None: all)."""
+        batch, length, _ = x.shape
+        rows = len(positions) if positions.ndim == 2 else 1
+        if positions.ndim > 2 or positions.shape[-1] != length or batch % rows:
+            raise ValueError(
+                f"x {tuple(x.shape)} needs positions ({length},) or (R, {length}) where R divides {batch}, "
+                f"got {tuple(positions.shape)}"
+            )
+        if sum(segment.length for segment in segments) != length:
+            raise ValueError(
+                f"segments {[segment.length for segment in segments]} do not add up to the {length} ids of x"
+            )
+        if past is not None and batch % past.rows:
+            raise ValueError(f"a cache of {past.rows} rows cannot serve a batch of {batch}")
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         turn = rotary(positions, self.config.head_dim, self.config.rope_base, x.dtype)
-        keys, values = [], []
-        for i, layer in enumerate(self.layers):
-            x, k, v = layer(x, turn, pieces, None if past is None else (past.keys[i], past.values[i]))
-            keys.append(k)
-            values.append(v)
-        return self.norm(x), KV(tuple(keys), tuple(values))
+        if positions.ndim == 2:
+            turn = tuple(serve(part, batch)[:, None] for part in turn)  # (B, 1, L, head_dim)
+        visible = None
+        if mask is not None or (past is not None and past.mask is not None):
+            new = torch.ones(batch, length, dtype=torch.bool, device=x.device) if mask is None else mask
+            visible = new if past is None else torch.cat([serve(past.visible(), batch), new], dim=1)
+        return x, turn, visible
 
     def logits(self, h: Tensor, ids: Tensor | slice) -> Tensor:
         """h (..., width), n ids -> (..., n) f32.
 
-        A place in the layout decides which block of ids is legal there, so the softmax runs over that block only: it
+        A slot of the layout decides which block of ids is legal there, so the softmax runs over that block only: it
         costs a fraction of the whole vocabulary, and nothing illegal can be said.
         """
         return F.linear(h, self.head[ids].to(h.dtype)).float()

@@ -1,12 +1,12 @@
 """Vision ids as digits: tens of thousands of codes, embedded and predicted with a few dozen rows.
 
-A code of the frame tokenizer is one step along each quantized dimension: its digits. The embedding of an id is the sum
+A code of the image tokenizer is one step along each quantized dimension: its digits. The embedding of an id is the sum
 of its digits' rows, going in and coming out. So the logit of an id is a sum of digit logits, and a softmax over all
 ids is, exactly, the product of one small softmax a digit. What is learnt of one code serves every code that shares a
 digit with it, and the cost does not grow with the codebook. Infinity (Han et al. 2024) and Open-MAGVIT2 (Luo et al.
 2024) factor the heads of their large codebooks likewise.
 
-A draft starts from the id that is there now, and says first whether it stays.
+A parallel copy of the next image starts from the id that is there now, and says first whether it stays.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 class VisionCodes(nn.Module):
     """The rows of the vision block. levels: steps of each digit, their product is the number of ids; `(size,)` is
     one free row an id, as pretrained tables have it. latents: (sum(levels), d), whose rows at an id's digits add up
-    to what the frame tokenizer paints it from. copy_bias: log-odds that a draft stays, before training.
+    to what the image tokenizer decodes it from. copy_bias: log-odds before training that an id which is edited stays.
     """
 
     def __init__(self, levels: tuple[int, ...], latents: Tensor, width: int, copy_bias: float):
@@ -30,7 +30,7 @@ class VisionCodes(nn.Module):
         steps = torch.tensor((1, *levels)).cumprod(0)
         starts = torch.tensor((0, *levels)).cumsum(0)
         self.register_buffer("latents", latents.float(), persistent=False)
-        self.register_buffer("places", steps[:-1], persistent=False)  # (D,) what one step of a digit is worth
+        self.register_buffer("strides", steps[:-1], persistent=False)  # (D,) what one step of a digit is worth
         self.register_buffer("starts", starts[:-1], persistent=False)  # (D,) its first row
         self.register_buffer("bases", torch.tensor(levels), persistent=False)
         self.rows = nn.Parameter(torch.empty(sum(levels), width))
@@ -48,11 +48,11 @@ class VisionCodes(nn.Module):
 
     def digits(self, ids: Tensor) -> Tensor:
         """Local ids (...) -> digits (..., D)."""
-        return ids[..., None] // self.places % self.bases
+        return ids[..., None] // self.strides % self.bases
 
     def ids(self, digits: Tensor) -> Tensor:
         """Digits (..., D) -> local ids (...)."""
-        return (digits * self.places).sum(-1)
+        return (digits * self.strides).sum(-1)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Local ids (...) -> (..., width)."""
@@ -60,7 +60,7 @@ class VisionCodes(nn.Module):
         return found.view(*ids.shape, -1)
 
     def read(self, h: Tensor, current: Tensor | None = None) -> CodeDistribution:
-        """h (..., width) -> a distribution over the ids. current (...): the ids that drafts started from."""
+        """h (..., width) -> a distribution over the ids. current (...): the ids that an edit started from."""
         logits = F.linear(h, self.rows.to(h.dtype)).float().split(self.levels, dim=-1)
         stays = None if current is None else self.gate(h)[..., 0].float()
         return CodeDistribution(self, torch.cat([part.log_softmax(-1) for part in logits], dim=-1), stays, current)
@@ -71,7 +71,7 @@ class VisionCodes(nn.Module):
 
 @dataclass(frozen=True)
 class CodeDistribution:
-    """P(id) = the product over its digits; for a draft, `current` with probability sigmoid(stays), and else that."""
+    """P(id) = the product over its digits; for an edit, `current` with probability sigmoid(stays), and else that."""
 
     codes: VisionCodes
     log_digits: Tensor  # (..., sum(levels)) log-probabilities, each digit's by themselves
@@ -95,7 +95,7 @@ class CodeDistribution:
         return ids
 
     def mean_latents(self) -> Tensor:
-        """The mean of what the ids are painted from, (..., d): 1 to 2 dB nearer the truth than the likeliest id."""
+        """The mean of what the ids are decoded from, (..., d): 1 to 2 dB nearer the truth than the likeliest id."""
         drawn = self.log_digits.exp() @ self.codes.latents
         if self.stays is None:
             return drawn

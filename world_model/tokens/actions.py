@@ -1,7 +1,7 @@
-"""A chunk of M control steps as a fixed number of ids: a few DCT coefficients a dimension, and the gripper.
+"""A chunk of M control steps as a fixed number of ids: a few DCT coefficients a dimension, and the grippers.
 
 Smooth motion lives in the first coefficients of a cosine transform over time (the idea of FAST, Pertsch et al.
-2025, without its byte-pair coding: batched planning needs every chunk to have the same length). The gripper is
+2025, without its byte-pair coding: batched planning needs every chunk to have the same length). A gripper is
 one id: which way it is commanded at the start, and the step at which that changes.
 """
 
@@ -14,21 +14,26 @@ from functools import lru_cache
 
 import torch
 
+from envs.types import Spec
+from world_model.nn.device import constants
 from world_model.tokens.vocab import ACTION_BINS
 
 ZERO_BIN = ACTION_BINS // 2  # decodes to exactly 0, so that standing still stays standing still
 SCALE_QUANTILE = 0.999
 SCALE_MARGIN = 1.1
-SMALLEST_SCALE = 0.02  # a dimension that never moves in the data still gets bins of finite width
+SMALLEST_SCALE = 0.02  # a dimension that hardly moves in the data still gets bins of finite width
+LOST = 0.01  # share of a dimension's variance that its coefficients may leave out
+STILL = 1e-4  # a dimension that stays within this share of its range does not move
 
 
-@lru_cache(maxsize=4)
-def cosine_basis(chunk: int) -> torch.Tensor:
+@lru_cache(maxsize=16)
+def cosine_basis(chunk: int, device: torch.device | None = None) -> torch.Tensor:
     """The orthonormal DCT-II over `chunk` steps: (coefficient, step) f32, its inverse is its transpose."""
-    step = (torch.arange(chunk, dtype=torch.float64) + 0.5) / chunk
-    basis = torch.cos(math.pi * torch.arange(chunk, dtype=torch.float64)[:, None] * step) * math.sqrt(2 / chunk)
-    basis[0] /= math.sqrt(2)
-    return basis.float()
+    with torch.inference_mode(False):  # kept, also for those who compute gradients
+        step = (torch.arange(chunk, dtype=torch.float64) + 0.5) / chunk
+        basis = torch.cos(math.pi * torch.arange(chunk, dtype=torch.float64)[:, None] * step) * math.sqrt(2 / chunk)
+        basis[0] /= math.sqrt(2)
+        return basis.float().to(device)
 
 
 def expected_bin(probs: torch.Tensor, radius: int = 4) -> torch.Tensor:
@@ -57,50 +62,111 @@ def median_bin(probs: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """What the code costs: error between chunks and their decoded codes, a control step, in action units."""
+    """What the code costs: error between chunks and their decoded codes, a control step, in halves of the range."""
 
-    rms: tuple[float, ...]  # a dimension of the pose
-    pose_rms: float  # over the dimensions that are coded
-    gripper_wrong: float  # fraction of steps whose gripper sign is not kept (0 if no chunk switches twice)
+    rms: tuple[float, ...]  # a dimension, without the grippers
+    coded_rms: float  # over the dimensions that have coefficients
+    gripper_wrong: float  # fraction of steps whose gripper command is not kept (0 if no chunk switches twice)
     clipped: float  # fraction of coefficients beyond the outermost bin
 
 
 @dataclass(frozen=True)
 class ActionTokenizer:
-    """`(..., M, A) <-> (..., Ka)`: Ka - 1 coefficient bins, dimension after dimension, then the gripper's number.
+    """`(..., M, A) <-> (..., Ka)`: coefficient bins, dimension after dimension, then a number for each gripper.
 
-    chunk: M. coefs: coefficients kept for each dimension of the pose; a dimension with 0 decodes to 0.
-    scale: largest magnitude of each kept coefficient; bins are even between -scale and +scale.
-    The last dimension of an action is the gripper, > 0 for closing; it decodes to -1 or +1.
+    Actions are in the robot's own units. Inside, low..high of each dimension is [-1, 1].
+    chunk: M. low, high: range of each of the A dimensions. grippers: indices of those that are grippers, commanded to
+    `low` to open and to `high` to close; a command above the middle closes.
+    coefs: coefficients kept for each of the other dimensions, in order. scale: largest magnitude of each kept
+    coefficient; bins are even between -scale and +scale. still: what each of the other dimensions decodes to if it
+    has no coefficients.
     """
 
     chunk: int
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    grippers: tuple[int, ...]
     coefs: tuple[int, ...]
     scale: tuple[float, ...]
+    still: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not self.coefs or min(self.coefs) < 0 or max(self.coefs) > self.chunk or not sum(self.coefs):
-            raise ValueError(f"`coefs` must keep 0 to {self.chunk} coefficients a dimension, got {self.coefs}")
-        if len(self.scale) != sum(self.coefs) or not all(math.isfinite(s) and s > 0 for s in self.scale):
-            raise ValueError(f"`scale` must hold {sum(self.coefs)} positive numbers, got {self.scale}")
+        count = len(self.low) - len(self.grippers)
+        if len(self.high) != len(self.low) or not all(
+            math.isfinite(a) and math.isfinite(b) and a < b for a, b in zip(self.low, self.high, strict=True)
+        ):
+            raise ValueError(f"every action dimension needs a finite range, got {self.low} to {self.high}")
+        if len(set(self.grippers)) != len(self.grippers) or not set(self.grippers) <= set(range(len(self.low))):
+            raise ValueError(f"`grippers` must be different dimensions of {len(self.low)}, got {self.grippers}")
+        if len(self.coefs) != count or not all(0 <= kept <= self.chunk for kept in self.coefs):
+            raise ValueError(
+                f"`coefs` must keep 0 to {self.chunk} coefficients of each of {count} dimensions, got {self.coefs}"
+            )
+        if not self.num_ids:
+            raise ValueError("a chunk needs at least one id, but no dimension moves and there is no gripper")
+        if len(self.scale) != self.num_coefs or not all(math.isfinite(s) and s > 0 for s in self.scale):
+            raise ValueError(f"`scale` must hold {self.num_coefs} positive numbers, got {self.scale}")
+        if len(self.still) != count or not all(math.isfinite(s) for s in self.still):
+            raise ValueError(f"`still` must hold {count} finite numbers, got {self.still}")
 
     @classmethod
-    def create(cls, chunk: int = 8, coefs: tuple[int, ...] = (4, 4, 4, 0, 0, 2)) -> ActionTokenizer:
-        """Bins wide enough for every action in [-1, 1]; prefer `fit`, whose bins are finer."""
+    def create(cls, spec: Spec, coefs: tuple[int, ...], chunk: int = 8) -> ActionTokenizer:
+        """Bins wide enough for every action in the spec's range; prefer `fit`, whose bins are finer."""
         reach = cosine_basis(chunk).abs().sum(1).tolist()
-        return cls(chunk, tuple(coefs), tuple(reach[k] for count in coefs for k in range(count)))
+        return cls(
+            chunk=chunk,
+            low=tuple(part.low for part in spec.action),
+            high=tuple(part.high for part in spec.action),
+            grippers=spec.grippers,
+            coefs=tuple(coefs),
+            scale=tuple(reach[k] for count in coefs for k in range(count)),
+            still=tuple(float(spec.rest[i]) for i, part in enumerate(spec.action) if not part.gripper),
+        )
 
     @classmethod
-    def fit(cls, chunks: torch.Tensor, chunk: int = 8, coefs: tuple[int, ...] = (4, 4, 4, 0, 0, 2)) -> ActionTokenizer:
-        """Set the bins from chunks (n, M, A): all but the outermost 0.1 % of each coefficient fit, with 10 % margin."""
-        widest = cls.create(chunk, coefs)
-        found = torch.quantile(widest.transform(chunks).abs().flatten(0, -2), SCALE_QUANTILE, dim=0) * SCALE_MARGIN
-        scale = (min(max(f, SMALLEST_SCALE), w) for f, w in zip(found.tolist(), widest.scale, strict=True))
-        return cls(chunk, tuple(coefs), tuple(scale))
+    def fit(cls, chunks: torch.Tensor, spec: Spec, coefs: tuple[int, ...] | None = None) -> ActionTokenizer:
+        """Set coefficients and bins from chunks (n, M, A) in the robot's units.
+
+        coefs: coefficients of each dimension that is no gripper; without it each dimension gets the fewest that leave
+        out at most 1 % of its variance over steps and chunks, M at most, and one that does not move gets none.
+        Bins: all but the outermost 0.1 % of each coefficient fit, with 10 % margin.
+        Raise ValueError where `coefs` has none for a dimension that moves, by its name.
+        """
+        length = chunks.shape[-2]
+        names = [part.name for part in spec.action if not part.gripper]
+        full = cls.create(spec, (length,) * len(names), length)
+        moving = full._others(chunks.float()).flatten(0, -2)  # (n M, dimensions)
+        unit = full._others(full._to_unit(chunks)).flatten(0, -2)
+        moves = [bool(d.max() - d.min() > 2 * STILL) for d in unit.unbind(-1)]
+        if coefs is None:
+            coefs = full._needed(chunks, moves)
+        lost = [name for name, kept, moved in zip(names, coefs, moves, strict=False) if moved and not kept]
+        if lost:
+            raise ValueError(
+                f"`coefs` {tuple(coefs)} keeps nothing of {', '.join(lost)}, which moves in the data: "
+                "give it coefficients, or leave `coefs` out to have them fitted"
+            )
+        widest = cls.create(spec, coefs, length)
+        scale: tuple[float, ...] = ()
+        if sum(coefs):
+            found = torch.quantile(widest.transform(chunks).abs().flatten(0, -2), SCALE_QUANTILE, dim=0) * SCALE_MARGIN
+            scale = tuple(min(max(f, SMALLEST_SCALE), w) for f, w in zip(found.tolist(), widest.scale, strict=True))
+        return cls(length, widest.low, widest.high, widest.grippers, widest.coefs, scale,
+                   tuple(moving.median(0).values.tolist()))  # fmt: skip
+
+    def _needed(self, chunks: torch.Tensor, moves: list[bool]) -> tuple[int, ...]:
+        """The fewest coefficients of each dimension that leave out at most LOST of its variance; ours are all."""
+        spectrum = self.transform(chunks).flatten(0, -2).double().unflatten(-1, (-1, self.chunk))  # (n, dimension, M)
+        spectrum[..., 0] -= spectrum[..., 0].mean(0)  # what never changes is no motion
+        energy = spectrum.square().mean(0)  # (dimension, M)
+        left_out = energy.flip(-1).cumsum(-1).flip(-1) / energy.sum(-1, keepdim=True).clamp_min(1e-30)
+        needed = (left_out > LOST).sum(-1)  # left_out[k]: the share without coefficients k and above
+        return tuple(int(n) if moved else 0 for n, moved in zip(needed, moves, strict=True))
 
     @property
     def action_dim(self) -> int:
-        return len(self.coefs) + 1
+        """A."""
+        return len(self.low)
 
     @property
     def num_coefs(self) -> int:
@@ -108,75 +174,125 @@ class ActionTokenizer:
         return sum(self.coefs)
 
     @property
+    def num_grippers(self) -> int:
+        """Ids of the block `gripper`."""
+        return len(self.grippers)
+
+    @property
     def num_ids(self) -> int:
-        """Ka: the coefficients and one id of the block `gripper`."""
-        return self.num_coefs + 1
+        """Ka."""
+        return self.num_coefs + self.num_grippers
 
     @property
     def gripper_size(self) -> int:
         """Gripper codes: sign at the start (0 open, 1 close) x M + steps before it switches - 1 (M - 1: never)."""
         return 2 * self.chunk
 
-    def encode(self, chunks: torch.Tensor) -> torch.Tensor:
-        """(..., M, A) in [-1, 1] -> (..., Ka) i64 local numbers. ValueError for a wrong shape or NaN."""
+    def encode(self, chunks: torch.Tensor, check: bool = True) -> torch.Tensor:
+        """(..., M, A) -> (..., Ka) i64 local numbers. ValueError for a wrong shape or NaN.
+
+        check: look for NaN, which waits for the device; without it NaN becomes the middle bin.
+        """
+        if check and not torch.isfinite(chunks).all():
+            raise ValueError("an action chunk holds NaN or infinity: mask such chunks before they are encoded")
         bins = (self.transform(chunks) / self._step(chunks.device)).round() + ZERO_BIN
-        gripper = self._encode_gripper(chunks[..., -1])
-        return torch.cat([bins.clamp(0, ACTION_BINS - 1).long(), gripper[..., None]], -1)
+        bins = bins.nan_to_num(ZERO_BIN).clamp(0, ACTION_BINS - 1).long()
+        unit = self._to_unit(chunks)
+        grippers = [self._encode_gripper(unit[..., dim])[..., None] for dim in self.grippers]
+        return torch.cat([bins, *grippers], -1)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """(..., Ka) local numbers -> (..., M, A) f32 in [-1, 1]. Fractional bins are welcome."""
+        """(..., Ka) local numbers -> (..., M, A) f32 within the range. Fractional bins are welcome."""
         if codes.shape[-1] != self.num_ids:
             raise ValueError(f"an action code has {self.num_ids} ids, got shape {tuple(codes.shape)}")
-        values = (codes[..., :-1].float() - ZERO_BIN) * self._step(codes.device)
-        basis = cosine_basis(self.chunk).to(codes.device)
-        pose = [part @ basis[: part.shape[-1]] for part in values.split(self.coefs, -1)]  # A - 1 x (..., M)
-        gripper = self._gripper_signs(codes.device)[codes[..., -1].long().clamp(0, self.gripper_size - 1)]
-        return torch.stack([*(p.clamp(-1, 1) for p in pose), gripper], -1)
+        coefs, grippers = codes.split([self.num_coefs, self.num_grippers], dim=-1)
+        signs = self._gripper_signs(codes.device)[grippers.long().clamp(0, self.gripper_size - 1)]  # (..., G, M)
+        return self._join(coefs, signs)
 
     def decode_median(self, coef_probs: torch.Tensor, gripper_probs: torch.Tensor) -> torch.Tensor:
         """Distributions -> (..., M, A): the median of each coefficient, and at each step the likelier gripper sign.
 
-        coef_probs: (..., Ka - 1, 256); gripper_probs: (..., 2 M).
+        coef_probs: (..., sum(coefs), 256); gripper_probs: (..., G, 2 M).
         """
-        bins = median_bin(coef_probs)
-        chunk = self.decode(torch.cat([bins, torch.zeros_like(bins[..., :1])], -1))
         # the likeliest code may be "never" though switching now or soon is likelier taken together
-        sign = gripper_probs.float() @ self._gripper_signs(gripper_probs.device)  # (..., M) expected sign
-        return torch.cat([chunk[..., :-1], torch.where(sign > 0, 1.0, -1.0)[..., None]], -1)
+        sign = gripper_probs.float() @ self._gripper_signs(gripper_probs.device)  # (..., G, M) expected sign
+        return self._join(median_bin(coef_probs), torch.where(sign > 0, 1.0, -1.0))
 
     def transform(self, chunks: torch.Tensor) -> torch.Tensor:
-        """(..., M, A) -> (..., Ka - 1): the kept cosine coefficients, dimension after dimension."""
+        """(..., M, A) -> (..., sum(coefs)): the kept cosine coefficients, dimension after dimension."""
         if chunks.shape[-2:] != (self.chunk, self.action_dim):
             raise ValueError(f"a chunk must be (..., {self.chunk}, {self.action_dim}), got {tuple(chunks.shape)}")
-        if not torch.isfinite(chunks).all():
-            raise ValueError("an action chunk holds NaN or infinity: mask such chunks before they are encoded")
-        spectrum = cosine_basis(self.chunk).to(chunks.device) @ chunks[..., :-1].float()  # (..., coefficient, A - 1)
-        return torch.cat([spectrum[..., :count, dim] for dim, count in enumerate(self.coefs)], -1)
+        spectrum = cosine_basis(self.chunk, chunks.device) @ self._others(self._to_unit(chunks))
+        kept = [spectrum[..., :count, dim] for dim, count in enumerate(self.coefs)]  # spectrum (..., M, dimensions)
+        return torch.cat(kept, -1) if kept else chunks.new_zeros(*chunks.shape[:-2], 0)
 
     def round_trip_error(self, chunks: torch.Tensor) -> RoundTrip:
         """Encode and decode chunks (..., M, A)."""
-        off = self.decode(self.encode(chunks)) - chunks
-        coded = torch.tensor([count > 0 for count in self.coefs], device=chunks.device)
-        pose = off[..., :-1].flatten(0, -2).square().mean(0)
-        wrong = (off[..., -1].abs() > 1).float().mean()
-        clipped = (self.transform(chunks).abs() > self._step(chunks.device) * ZERO_BIN).float().mean()
-        return RoundTrip(tuple(pose.sqrt().tolist()), pose[coded].mean().sqrt().item(), wrong.item(), clipped.item())
+        off = self._to_unit(self.decode(self.encode(chunks))) - self._to_unit(chunks)
+        squared = self._others(off).flatten(0, -2).square().mean(0)
+        coded = torch.tensor([count > 0 for count in self.coefs], dtype=torch.bool, device=chunks.device)
+        wrong = off[..., list(self.grippers)].abs() > 1
+        clipped = self.transform(chunks).abs() > self._step(chunks.device) * ZERO_BIN
+        return RoundTrip(
+            tuple(squared.sqrt().tolist()),
+            squared[coded].mean().sqrt().item() if coded.any() else 0.0,
+            wrong.float().mean().item() if self.grippers else 0.0,
+            clipped.float().mean().item() if self.num_coefs else 0.0,
+        )
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, sort_keys=True)
+        return json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> ActionTokenizer:
         """Raise ValueError if the text is not an action tokenizer."""
         try:
             raw = json.loads(text)
-            return cls(int(raw["chunk"]), tuple(raw["coefs"]), tuple(raw["scale"]))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            return cls(**{name: value if name == "chunk" else tuple(value) for name, value in raw.items()})
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"this is not an action tokenizer: {error!r}") from error
 
+    def _join(self, bins: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
+        """Bins of coefficients (..., sum(coefs)) and signs of grippers (..., G, M) -> (..., M, A)."""
+        values = (bins.float() - ZERO_BIN) * self._step(bins.device)
+        basis = cosine_basis(self.chunk, bins.device)
+        columns: list[torch.Tensor | None] = [None] * self.action_dim  # each (..., M) in [-1, 1]
+        for i, part in zip(self._other_dims, values.split(self.coefs, -1) if self.coefs else (), strict=True):
+            columns[i] = (part @ basis[: part.shape[-1]]).clamp(-1, 1)
+        for i, sign in zip(self.grippers, signs.unbind(-2), strict=True):
+            columns[i] = sign
+        low, high = constants(self.low, bins.device), constants(self.high, bins.device)
+        actions = (low + high) / 2 + torch.stack(columns, -1) * ((high - low) / 2)
+        actions = actions.clamp(low, high)
+        if all(self.coefs):
+            return actions
+        return torch.where(*self._without_coefs(bins.device), actions)
+
+    def _without_coefs(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """(A,) which dimensions have no coefficients, and what they decode to."""
+        still = dict(zip(self._other_dims, zip(self.coefs, self.still, strict=True), strict=True))
+        none = tuple(float(i in still and not still[i][0]) for i in range(self.action_dim))
+        value = tuple(still[i][1] if i in still else 0.0 for i in range(self.action_dim))
+        return constants(none, device) > 0, constants(value, device)
+
+    @property
+    def _other_dims(self) -> tuple[int, ...]:
+        """Dimensions that are no grippers."""
+        return tuple(i for i in range(self.action_dim) if i not in self.grippers)
+
+    def _others(self, actions: torch.Tensor) -> torch.Tensor:
+        """(..., A) -> (..., A - G), without the grippers."""
+        dims = self._other_dims
+        return torch.stack([actions[..., i] for i in dims], -1) if dims else actions[..., :0]
+
+    def _to_unit(self, actions: torch.Tensor) -> torch.Tensor:
+        """(..., A) in the robot's units -> in [-1, 1]."""
+        low, high = constants(self.low, actions.device), constants(self.high, actions.device)
+        return (actions.float() - (low + high) / 2) / ((high - low) / 2)
+
     def _step(self, device: torch.device) -> torch.Tensor:
-        """Width of a bin of each coefficient: (Ka - 1,)."""
-        return torch.tensor(self.scale, device=device) / (ZERO_BIN - 1)
+        """Width of a bin of each coefficient: (sum(coefs),)."""
+        return constants(self.scale, device) / (ZERO_BIN - 1)
 
     def _gripper_signs(self, device: torch.device) -> torch.Tensor:
         """The signs that each gripper code stands for: (2 M, M), -1 open and +1 close."""
@@ -185,7 +301,7 @@ class ActionTokenizer:
         return torch.cat([starts_open, -starts_open])
 
     def _encode_gripper(self, gripper: torch.Tensor) -> torch.Tensor:
-        """(..., M) -> (...): the code that agrees on most steps; where two do, on the earlier ones."""
+        """(..., M) in [-1, 1] -> (...): the code that agrees on most steps; where two do, on the earlier ones."""
         # The weights differ by less than one whole step in sum, so they only ever break ties.
         earlier = 1 + torch.arange(self.chunk, 0, -1, device=gripper.device) / (2 * self.chunk**2)
         signs = torch.where(gripper > 0, 1.0, -1.0)

@@ -1,4 +1,4 @@
-"""Camera frames as ids and back: a quantized code for each patch of 8 x 8 pixels.
+"""Camera images as ids and back: a quantized code for each patch of 8 x 8 pixels.
 
 The encoder of a patch sees nothing but that patch, so a patch that does not change keeps its id: with an
 ordinary convolutional encoder a third of the background's ids flicker from frame to frame and drown what the
@@ -23,29 +23,43 @@ from einops import rearrange
 from torch import nn
 from vector_quantize_pytorch import FSQ
 
-from envs.types import MAIN_SIZE, WRIST_SIZE
+from envs.data.files import write_whole
+from envs.types import CameraSpec
 
 PATCH = 8  # pixels
-MAIN_IDS = (MAIN_SIZE // PATCH) ** 2
-WRIST_IDS = (WRIST_SIZE // PATCH) ** 2
 FRAMES_AT_ONCE = 256  # bounds the memory of encoding a whole episode
 WEIGHTS, DESCRIPTION = "tokenizer.safetensors", "tokenizer.json"
 
 
 class TokenizerError(RuntimeError):
-    """A frame tokenizer cannot be read. The message names the file and what to do about it."""
+    """An image tokenizer cannot be read. The message names the file and what to do about it."""
+
+
+def grid(camera: CameraSpec) -> tuple[int, int]:
+    """Rows and columns of a camera's patches. ValueError for a size that patches do not fill."""
+    if camera.height % PATCH or camera.width % PATCH or min(camera.height, camera.width) < PATCH:
+        raise ValueError(
+            f"camera `{camera.name}` has {camera.height} x {camera.width} pixels: both must be multiples of {PATCH}"
+        )
+    return camera.height // PATCH, camera.width // PATCH
 
 
 @dataclass(frozen=True)
-class FrameConfig:
-    """levels: steps of each quantized dimension; their product is the number of ids. width: channels."""
+class ImageConfig:
+    """cameras: those whose images can be decoded. levels: steps of each quantized dimension; their product is the
+    number of ids. width: channels."""
 
+    cameras: tuple[CameraSpec, ...]
     levels: tuple[int, ...] = (8, 8, 8, 8, 8, 8, 8, 8)
     width: int = 192
     encoder_blocks: int = 3
     decoder_blocks: int = 4
 
     def __post_init__(self) -> None:
+        if not self.cameras or len({camera.name for camera in self.cameras}) != len(self.cameras):
+            raise ValueError(f"`cameras` must hold at least one, with different names, got {self.cameras}")
+        for camera in self.cameras:
+            grid(camera)
         if not self.levels or min(self.levels) < 3:
             raise ValueError(f"`levels` must hold at least 3 steps a dimension, got {self.levels}")
         if math.prod(self.levels) > 2**24:
@@ -86,13 +100,14 @@ class GridBlock(nn.Module):
         return x + self.mix(nn.functional.gelu(near + self.far(calm.mean((1, 2), keepdim=True))))
 
 
-class FrameTokenizer(nn.Module):
-    """Frames (..., h, w, 3) u8 <-> local ids (..., K) i64, row by row: 64 for the main view, 16 for the wrist's.
+class ImageTokenizer(nn.Module):
+    """Images (..., h, w, 3) u8 <-> local ids (..., n) i64, one a patch, row by row.
 
-    Both views share the codes; the decoder tells them apart by the size of the grid.
+    All cameras share the codes, and the encoder knows of no camera. The decoder has an embedding of each camera's
+    positions. The ids of all cameras of one observation stand one after the other in the cameras' order, K in all.
     """
 
-    def __init__(self, config: FrameConfig):
+    def __init__(self, config: ImageConfig):
         super().__init__()
         self.config = config
         width, half = config.width, config.width // 2
@@ -101,8 +116,8 @@ class FrameTokenizer(nn.Module):
         self.encoder = nn.Sequential(*(PatchBlock(width) for _ in range(config.encoder_blocks)))
         self.to_latent = nn.Linear(width, len(config.levels))
         self.from_latent = nn.Linear(len(config.levels), width)
-        self.main_place = nn.Parameter(torch.randn(MAIN_SIZE // PATCH, MAIN_SIZE // PATCH, width) * 0.02)
-        self.wrist_place = nn.Parameter(torch.randn(WRIST_SIZE // PATCH, WRIST_SIZE // PATCH, width) * 0.02)
+        positions = (torch.randn(*grid(camera), width) * 0.02 for camera in config.cameras)
+        self.position_embed = nn.ParameterList(nn.Parameter(x) for x in positions)  # in the cameras' order
         self.expand = PatchBlock(width)
         self.decoder = nn.Sequential(*(GridBlock(width) for _ in range(config.decoder_blocks)))
         self.refine = nn.Sequential(nn.Linear(width, 4 * half), nn.GELU())
@@ -116,7 +131,7 @@ class FrameTokenizer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.main_place.device
+        return self.enter.weight.device
 
     @property
     def latent_dim(self) -> int:
@@ -138,34 +153,51 @@ class FrameTokenizer(nn.Module):
         return torch.cat(parts)
 
     @torch.no_grad()
-    def encode(self, frames: torch.Tensor) -> torch.Tensor:
-        """(..., h, w, 3) u8 -> (..., K) i64 local ids."""
-        size = frames.shape[-3]
-        if frames.dtype != torch.uint8 or frames.shape[-3:] not in _FRAME_SHAPES:
-            raise ValueError(f"a frame must be u8 and one of {_FRAME_SHAPES}, got {frames.dtype} {tuple(frames.shape)}")
-        flat = frames.reshape(-1, size, size, 3)
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """(..., h, w, 3) u8 of any camera -> (..., n) i64 local ids."""
+        height, width = images.shape[-3:-1]
+        if images.dtype != torch.uint8 or images.shape[-1] != 3 or height % PATCH or width % PATCH:
+            raise ValueError(
+                f"an image must be u8 of shape (..., h, w, 3) with multiples of {PATCH} pixels, "
+                f"got {images.dtype} {tuple(images.shape)}"
+            )
+        flat = images.reshape(-1, height, width, 3)
         ids = _in_parts(lambda part: self._quantize(to_unit(part))[1].flatten(1), flat)
-        return ids.reshape(*frames.shape[:-3], -1)
+        return ids.reshape(*images.shape[:-3], -1)
 
-    def decode(self, ids: torch.Tensor) -> torch.Tensor:
-        """(..., K) local ids -> (..., h, w, 3) u8."""
-        return self.decode_latents(self.codes(ids))
+    def decode(self, ids: torch.Tensor, camera: str) -> torch.Tensor:
+        """(..., n) local ids of one camera -> (..., h, w, 3) u8."""
+        return self.decode_latents(self.codes(ids), camera)
+
+    def decode_all(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(..., K) local ids of all cameras -> each camera's images (..., h, w, 3) u8."""
+        return self.decode_all_latents(self.codes(ids))
+
+    def decode_all_latents(self, latents: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(..., K, d) latents of all cameras -> each camera's images (..., h, w, 3) u8."""
+        parts = latents.split([math.prod(grid(camera)) for camera in self.config.cameras], dim=-2)
+        names = [camera.name for camera in self.config.cameras]
+        return {name: self.decode_latents(part, name) for name, part in zip(names, parts, strict=True)}
 
     @torch.no_grad()
-    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """(..., K, d) latents, such as the mean of `codes` under predicted probabilities -> (..., h, w, 3) u8."""
+    def decode_latents(self, latents: torch.Tensor, camera: str) -> torch.Tensor:
+        """(..., n, d) latents, such as the mean of `codes` under predicted probabilities -> (..., h, w, 3) u8."""
+        index = self._index(camera)
+        rows, columns = grid(self.config.cameras[index])
         count, dim = latents.shape[-2:]
-        if count not in (MAIN_IDS, WRIST_IDS) or dim != self.latent_dim:
+        if (count, dim) != (rows * columns, self.latent_dim):
             raise ValueError(
-                f"latents must be (..., {MAIN_IDS} or {WRIST_IDS}, {self.latent_dim}), got {tuple(latents.shape)}"
+                f"latents of camera `{camera}` must be (..., {rows * columns}, {self.latent_dim}), "
+                f"got {tuple(latents.shape)}"
             )
-        side = round(count**0.5)
-        frames = _in_parts(lambda part: to_bytes(self._paint(part)), latents.reshape(-1, side, side, dim))
-        return frames.reshape(*latents.shape[:-2], *frames.shape[1:])
+        images = _in_parts(
+            lambda part: to_bytes(self._reconstruct(part, index)), latents.reshape(-1, rows, columns, dim)
+        )
+        return images.reshape(*latents.shape[:-2], *images.shape[1:])
 
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        """For training: frames (n, h, w, 3) in [-1, 1] -> reconstructed (n, h, w, 3), through the quantizer."""
-        return self._paint(self._quantize(frames)[0])
+    def forward(self, images: torch.Tensor, camera: str) -> torch.Tensor:
+        """For training: images (n, h, w, 3) in [-1, 1] -> reconstructed (n, h, w, 3), through the quantizer."""
+        return self._reconstruct(self._quantize(images)[0], self._index(camera))
 
     def save(self, folder: str | os.PathLike[str], figures: dict | None = None) -> None:
         """Write both files, each whole or not at all. figures: what was measured, kept beside the config."""
@@ -174,10 +206,10 @@ class FrameTokenizer(nn.Module):
         weights = safetensors.torch.save({name: value.contiguous() for name, value in self.state_dict().items()})
         description = {"config": asdict(self.config), "sha256": hashlib.sha256(weights).hexdigest()}
         write_whole(folder / WEIGHTS, weights)
-        write_whole(folder / DESCRIPTION, json.dumps({**description, "figures": figures or {}}, indent=1).encode())
+        write_whole(folder / DESCRIPTION, json.dumps({**description, "figures": figures or {}}, indent=1))
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], device: torch.device | None = None) -> FrameTokenizer:
+    def load(cls, folder: str | os.PathLike[str], device: torch.device | None = None) -> ImageTokenizer:
         """Read what `save` wrote, ready for use. Raise TokenizerError naming the file that is missing or damaged."""
         folder = Path(folder)
         try:
@@ -187,7 +219,7 @@ class FrameTokenizer(nn.Module):
             expected = description["sha256"]
         except OSError as error:
             raise TokenizerError(
-                f"no frame tokenizer at {error.filename}: run `python -m world_model.train_tokenizer`"
+                f"no image tokenizer at {error.filename}: run `python -m world_model.train_tokenizer`"
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise TokenizerError(f"{folder / DESCRIPTION} is damaged ({error!r}): train the tokenizer again") from error
@@ -203,9 +235,10 @@ class FrameTokenizer(nn.Module):
         return tokenizer.to(device).eval()
 
     @classmethod
-    def from_config(cls, config: dict) -> FrameTokenizer:
+    def from_config(cls, config: dict) -> ImageTokenizer:
         """From the dictionary that `dataclasses.asdict(tokenizer.config)` gives; weights by `load_state_dict`."""
-        return cls(FrameConfig(**{**config, "levels": tuple(config["levels"])}))
+        cameras = tuple(CameraSpec(**camera) for camera in config["cameras"])
+        return cls(ImageConfig(**{**config, "cameras": cameras, "levels": tuple(config["levels"])}))
 
     def _quantize(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, h, w, 3) in [-1, 1] -> latents (n, h/8, w/8, d) with straight-through gradient, ids (n, h/8, w/8)."""
@@ -215,15 +248,17 @@ class FrameTokenizer(nn.Module):
         ids = self.quantizer.codes_to_indices(codes)
         return codes.unflatten(1, latents.shape[1:3]), ids.long().unflatten(1, latents.shape[1:3])
 
-    def _paint(self, latents: torch.Tensor) -> torch.Tensor:
-        """(n, h / 8, w / 8, d) -> (n, h, w, 3) in about [-1, 1]."""
-        place = self.main_place if latents.shape[1:3] == self.main_place.shape[:2] else self.wrist_place
-        x = self.decoder(self.expand(self.from_latent(latents) + place))
+    def _reconstruct(self, latents: torch.Tensor, index: int) -> torch.Tensor:
+        """(n, h / 8, w / 8, d) of the camera number `index` -> (n, h, w, 3) in about [-1, 1]."""
+        x = self.decoder(self.expand(self.from_latent(latents) + self.position_embed[index]))
         x = self.fine(rearrange(self.refine(x), "n h w (p q c) -> n (h p) (w q) c", p=2, q=2))
         return rearrange(self.leave(x), "n h w (p q c) -> n (h p) (w q) c", p=PATCH // 2, q=PATCH // 2, c=3)
 
-
-_FRAME_SHAPES = ((MAIN_SIZE, MAIN_SIZE, 3), (WRIST_SIZE, WRIST_SIZE, 3))
+    def _index(self, camera: str) -> int:
+        names = [each.name for each in self.config.cameras]
+        if camera not in names:
+            raise ValueError(f"the image tokenizer knows the cameras {', '.join(names)}, not {camera!r}")
+        return names.index(camera)
 
 
 def to_unit(frames: torch.Tensor) -> torch.Tensor:
@@ -234,25 +269,6 @@ def to_unit(frames: torch.Tensor) -> torch.Tensor:
 def to_bytes(frames: torch.Tensor) -> torch.Tensor:
     """Values in about [-1, 1] -> u8."""
     return ((frames.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file so that a kill or a full disk leaves the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"cannot write {path} ({error.strerror}). What was there before is whole; "
-            "free some space or mend the folder and run the same command again",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _in_parts(work: Callable[[torch.Tensor], torch.Tensor], frames: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 import torch
@@ -75,27 +75,34 @@ class Marks:
     pad: int
     bos: int  # begins a sequence
     eot: int  # ends the instruction
-    bom: int  # main view
-    eom: int
-    bow: int  # wrist view
-    eow: int
+    cameras: tuple[tuple[int, int], ...]  # begins and ends the image of each camera
     bot: int  # robot state
     eost: int
     boa: int  # action chunk
     eoa: int
-    mask: int  # a draft id of which nothing is known yet
+    mask: int  # where the id is still to be predicted
     no: int  # success and held are read as no / yes
     yes: int
 
+    @property
+    def all(self) -> tuple[int, ...]:
+        single = (self.bot, self.eost, self.boa, self.eoa, self.mask, self.no, self.yes)
+        return (self.pad, self.bos, self.eot, *(mark for pair in self.cameras for mark in pair), *single)
 
-NUM_MARKS = len(fields(Marks))
+    @classmethod
+    def consecutive(cls, start: int, num_cameras: int) -> Marks:
+        """One id after the other, in the order of the fields."""
+        cameras = tuple((start + 3 + 2 * i, start + 4 + 2 * i) for i in range(num_cameras))
+        rest = start + 3 + 2 * num_cameras
+        return cls(start, start + 1, start + 2, cameras, *range(rest, rest + 7))
 
 
 @dataclass(frozen=True)
 class Vocab:
     """Every id of the model. `size` is the number of rows of the embedding and of the head.
 
-    The gripper has 2 ids for each control step of a chunk: its sign at the start x the step at which it switches.
+    A gripper has 2 ids for each control step of a chunk: its sign at the start x the step at which it switches. All
+    grippers share them.
     """
 
     layout: str
@@ -120,29 +127,34 @@ class Vocab:
             ends = block.stop
         if ends != self.vision.stop or self.vision.step < 0:
             raise ValueError("the vision block must come last and count upwards")
-        marks = list(asdict(self.marks).values())
+        marks = self.marks.all
         if len(set(marks)) != len(marks) or not all(self.special.contains(mark) for mark in marks):
             raise ValueError("special marks must be different ids of the block `special`")
 
     @classmethod
-    def native(cls, text_size: int, vision_size: int, chunk: int = 8) -> Vocab:
+    def native(cls, text_size: int, vision_size: int, num_cameras: int, chunk: int = 8) -> Vocab:
         """The small layout: block after block. chunk: control steps a chunk."""
+        marks = Marks.consecutive(text_size, num_cameras)
         sizes = {
-            "text": text_size, "special": NUM_MARKS, "state": STATE_BINS, "value": VALUE_BINS,
+            "text": text_size, "special": len(marks.all), "state": STATE_BINS, "value": VALUE_BINS,
             "action": ACTION_BINS, "gripper": 2 * chunk, "vision": vision_size,
         }  # fmt: skip
         blocks, start = {}, 0
         for name, size in sizes.items():
             blocks[name] = Block(name, start, size)
             start += size
-        return cls("native", start, marks=Marks(*range(text_size, text_size + NUM_MARKS)), **blocks)
+        return cls("native", start, marks=marks, **blocks)
 
     @classmethod
-    def emu3(cls, vision_size: int = EMU3_VISION_SIZE, chunk: int = 8) -> Vocab:
+    def emu3(cls, num_cameras: int, vision_size: int = EMU3_VISION_SIZE, chunk: int = 8) -> Vocab:
         """The layout of Emu3 and UniVLA: action code c has id 151642 - c, then gripper, state and value below.
 
-        The text block is what remains of the BPE ids. Marks that those models lack take reserved specials.
+        The text block is what remains of the BPE ids. The first camera has the marks of an image in Emu3; marks that
+        those models lack, and those of further cameras, take reserved specials.
         """
+        further = [(151_647, 151_648), *((mark, mark + 1) for mark in range(151_654, 151_844, 2))]
+        if num_cameras > 1 + len(further):
+            raise ValueError(f"the emu3 layout has marks for {1 + len(further)} cameras, got {num_cameras}")
         if not 0 < vision_size <= EMU3_VISION_SIZE:
             raise ValueError(f"the emu3 layout has room for {EMU3_VISION_SIZE} vision codes, got {vision_size}")
         sizes = {"action": ACTION_BINS, "gripper": 2 * chunk, "state": STATE_BINS, "value": VALUE_BINS}
@@ -151,7 +163,7 @@ class Vocab:
             blocks[name] = Block(name, start, size, step=-1)
             start -= size
         marks = Marks(
-            pad=151_643, bos=151_849, eot=151_646, bom=151_852, eom=151_853, bow=151_647, eow=151_648,
+            pad=151_643, bos=151_849, eot=151_646, cameras=((151_852, 151_853), *further)[:num_cameras],
             bot=151_649, eost=151_650, boa=151_844, eoa=151_845, mask=151_651, no=151_652, yes=151_653,
         )  # fmt: skip
         return cls(
@@ -180,8 +192,9 @@ class Vocab:
         try:
             raw = json.loads(text)
             blocks = {k: Block(**v) for k, v in raw.items() if k not in ("layout", "size", "marks")}
-            return cls(raw["layout"], raw["size"], marks=Marks(**raw["marks"]), **blocks)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            cameras = tuple((begin, end) for begin, end in raw["marks"]["cameras"])
+            return cls(raw["layout"], raw["size"], marks=Marks(**{**raw["marks"], "cameras": cameras}), **blocks)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"this is not a vocabulary: {error!r}") from error
 
     @property
