@@ -38,6 +38,7 @@ from world_model.transformer import TransformerConfig
 
 TEXT_IDS = 300  # about as many as the shipped text tokenizers have
 SMALL = TransformerConfig(width=192, num_layers=4, num_heads=6, num_kv_heads=3, hidden=512)  # configs/model/S.yaml
+WEIGHT_SCALE = 2.0  # of the outputs of random layers, inputs being 1
 GENERATE = "generate, static cache"  # the fastest of theirs, in fp32 and in bf16
 PARALLEL, CAUSAL = "imagine, parallel", "imagine, token by token"
 
@@ -91,11 +92,16 @@ def bench_generate(
 def untrained(sizes: TransformerConfig = SMALL, levels: tuple[int, ...] = (4, 4, 4, 4, 4)) -> WorldModel:
     """A world model that `transformers` runs as it is: a row for each vision id, and no embeddings of slots.
 
-    Its weights are random; what it costs does not depend on them.
+    Its weights are random, since costs do not depend on them, but so large that each id depends on all before it.
     """
     frames = FrameTokenizer(FrameConfig(levels, width=16, encoder_blocks=1, decoder_blocks=1))
     config = ModelConfig(sizes, factored=False, slots=False)
-    return WorldModel(config, Vocab.native(TEXT_IDS, frames.vision_size), frames, ActionTokenizer.create()).eval()
+    model = WorldModel(config, Vocab.native(TEXT_IDS, frames.vision_size), frames, ActionTokenizer.create()).eval()
+    with torch.no_grad():
+        for x in model.transformer.layers.parameters():
+            if x.dim() > 1:
+                x.copy_(torch.randn_like(x) * (WEIGHT_SCALE / x.shape[1] ** 0.5))
+    return model
 
 
 def generating(model: WorldModel, history: Tensor, actions: Tensor) -> dict[str, Callable[[], Tensor]]:
