@@ -28,20 +28,21 @@ class TransformerConfig:
     num_heads: int = 6
     num_kv_heads: int = 6
     hidden: int = 512  # inner width of the SwiGLU
+    head_dim: int = 0  # width of a head; 0 becomes width / num_heads
     rope_base: float = 10_000.0
     norm_eps: float = 1e-5
     qk_norm: bool = True
     tied: bool = True  # the head reads with the embedding's own rows
 
     def __post_init__(self) -> None:
-        if self.width % self.num_heads or (self.width // self.num_heads) % 2:
-            raise ValueError(f"width {self.width} must split into {self.num_heads} heads of an even size")
+        if self.head_dim < 0 or self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} must be even, or 0 for width / num_heads")
+        if not self.head_dim:
+            if self.width % self.num_heads or (self.width // self.num_heads) % 2:
+                raise ValueError(f"width {self.width} must split into {self.num_heads} heads of an even size")
+            object.__setattr__(self, "head_dim", self.width // self.num_heads)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.num_heads
 
 
 def serve(x: Tensor, rows: int) -> Tensor:
@@ -161,11 +162,11 @@ class Attention(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
-        kv_width = config.num_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.width, config.width, bias=False)
+        q_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.width, q_width, bias=False)
         self.k_proj = nn.Linear(config.width, kv_width, bias=False)
         self.v_proj = nn.Linear(config.width, kv_width, bias=False)
-        self.o_proj = nn.Linear(config.width, config.width, bias=False)
+        self.o_proj = nn.Linear(q_width, config.width, bias=False)
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
@@ -185,7 +186,7 @@ class Attention(nn.Module):
         past: tuple[Tensor, Tensor] | None, visible: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """visible: (B, ids of the past + L) bool, or None where all are."""
-        batch, length, width = x.shape
+        batch, length, _ = x.shape
         q, k, v = self.project(x, turn)
         lengths = [segment.length for segment in segments]
         qs, ks, vs = q.split(lengths, dim=2), k.split(lengths, dim=2), v.split(lengths, dim=2)
@@ -202,7 +203,7 @@ class Attention(nn.Module):
                 padding = torch.cat([past_m, *(ms[j] for j in seen)], dim=1)[:, None, None]  # (B, 1, 1, seen ids)
                 mask = padding.expand(-1, -1, segment.length, -1) if mask is None else mask & padding
             outs.append(attend(qs[i], keys, values, mask))
-        out = torch.cat(outs, dim=2).transpose(1, 2).reshape(batch, length, width)
+        out = torch.cat(outs, dim=2).transpose(1, 2).reshape(batch, length, -1)  # (B, L, heads * head_dim)
         return self.o_proj(out), k, v
 
 

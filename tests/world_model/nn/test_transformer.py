@@ -97,6 +97,20 @@ def test_parameter_names_are_those_of_llama(transformer):
     assert names == expected | {"embed_tokens.weight", "norm.weight"}
 
 
+def test_head_dim_of_its_own():
+    """Catches heads that are still cut from the width, and a configuration of before that no longer loads."""
+    sizes = {"width": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "hidden": 64}
+    assert TransformerConfig(**sizes) == TransformerConfig(**sizes, head_dim=8)
+    wide = Transformer(TransformerConfig(**sizes, head_dim=24), VOCAB)
+    assert wide.layers[0].self_attn.q_proj.weight.shape == (96, 32)
+    assert wide.layers[0].self_attn.o_proj.weight.shape == (32, 96)
+    h, kv = wide(wide.embed(ids()), torch.arange(12))
+    assert h.shape == (2, 12, 32) and kv.keys[0].shape == (2, 2, 12, 24)
+    TransformerConfig(width=32, num_heads=3, num_kv_heads=3, head_dim=16)  # the width need not split into heads
+    with pytest.raises(ValueError, match="head_dim 7 must be even"):
+        TransformerConfig(width=32, num_heads=4, num_kv_heads=2, head_dim=7)
+
+
 def test_equals_qwen3_of_transformers(transformer):
     """Catches any other arithmetic than Qwen3's; runs only where `transformers` is installed."""
     hf = pytest.importorskip("transformers")
