@@ -7,10 +7,10 @@ import xml.etree.ElementTree as ElementTree
 
 import mujoco
 import numpy as np
-from robosuite.environments.manipulation.lift import Lift as RobosuiteLift
 
+from envs.sim.backend import RobosuiteLift, robot_options
 from envs.sim.table import SPEC, TABLE_HEIGHT
-from envs.sim.tabletop import Tabletop, robot_options
+from envs.sim.tabletop import Tabletop
 from envs.tasks import score
 from envs.tasks.score import LIFTED, REACHED
 from envs.types import Scene
@@ -30,10 +30,9 @@ class Lift(Tabletop):
     criterion = f"the cube's centre over {1000 * LIFTED:.0f} mm above the table (robosuite's Lift)"
 
     def _build(self) -> RobosuiteLift:
-        return RobosuiteLift(**robot_options())
+        return RobosuiteLift(**robot_options(SPEC.control_hz))
 
-    def _draw(self, rng: np.random.Generator) -> None:
-        unseen = self.split == "unseen"
+    def _draw(self, rng: np.random.Generator, unseen: bool) -> None:
         self._position = rng.uniform(-PLACEMENT, PLACEMENT, 2)
         self._yaw = rng.uniform(-np.pi, np.pi)
         half = rng.choice([rng.uniform(0.017, 0.019), rng.uniform(0.024, 0.0255)]) if unseen else None
