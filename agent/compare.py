@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from agent.evaluation.statistics import mcnemar, paired_difference
 from agent.launch.command import RunError, clear_errors, start
-from agent.launch.settings import from_settings
+from envs.data.settings import from_settings
 
 READ = ("env", "split", "criterion", "outcomes", "command")  # what is read of a report
 ORIGIN = ("commit", "device", "precision", "cpu")  # what may differ between two reports, and a person should know
