@@ -1,7 +1,7 @@
 """What every task shares: the Panda on a table, its cameras, its looks, and its exact state.
 
 A task is a subclass that builds its robosuite world, edits the MJCF, and says what success and progress are.
-Physics, robot and controller (OSC_POSE at 20 Hz) are robosuite's; rendering is MuJoCo's own.
+Physics, robot and controller (OSC_POSE at 20 Hz, see controller.py) are robosuite's; rendering is MuJoCo's own.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from robosuite.utils.mjcf_utils import xml_path_completion
 from scipy.spatial.transform import Rotation
 
 from envs import meshes
+from envs.controller import ArmController
 from envs.rendering import Renderer
 from envs.types import ACTION_DIM, CONTROL_HZ, MAIN_SIZE, STATE_DIM, WRIST_SIZE, Scene, check_action, check_finite
 
@@ -77,10 +78,10 @@ class Look:
 
 @dataclass(frozen=True)
 class SimState:
-    """Everything that a step depends on. Physics alone is not enough: the controller has a memory too."""
+    """Everything that a step depends on. Physics alone is not enough: the gripper's command builds up over steps, and
+    the first step of an episode differs (see `ArmController`)."""
 
     physics: np.ndarray
-    controller: dict[str, np.ndarray | None]
     gripper_command: np.ndarray
     steps: int
     task: Any
@@ -148,6 +149,7 @@ class Tabletop(gym.Env):
         self._steps = 0
         self._connect(rng)
         world.sim.forward()
+        self._controller = ArmController(world)
         return self.observe(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
@@ -175,16 +177,19 @@ class Tabletop(gym.Env):
         if self._world is None:
             raise gym.error.ResetNeeded("call reset() before step()")
         action = check_action(action)
-        world = self._world
         before = self.progress()
         self._before_step(action)
+        model, data, controller = self._model, self._data, self._controller
         for substep in range(round(1 / CONTROL_HZ / self.timestep)):
-            world.sim.step1()
-            world._pre_action(action, substep == 0)
-            world.sim.step2()
-        world.sim.forward()
+            mujoco.mj_step1(model, data)
+            reading = controller.at_reset if self._steps == substep == 0 else controller.read()
+            if substep == 0:
+                controller.set_goal(action, reading)
+            controller.command(reading)
+            mujoco.mj_step2(model, data)
+        mujoco.mj_forward(model, data)
         self._steps += 1
-        check_finite("simulated robot state", world.sim.data.qpos)
+        check_finite("simulated robot state", data.qpos)
         info = self._info()
         truncated = self._steps >= self.horizon and not info["success"]
         return float(info["progress"] - before), info["success"], truncated, info
@@ -201,16 +206,12 @@ class Tabletop(gym.Env):
 
     def save_state(self) -> SimState:
         """A copy of the whole state, from which every future is the same, also in the middle of a grasp."""
-        data, controller = self._data, self._arm
         physics = np.empty(mujoco.mj_stateSize(self._model, mujoco.mjtState.mjSTATE_INTEGRATION))
-        mujoco.mj_getState(self._model, data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
-        memory = {name: _copy(getattr(controller, name)) for name in _CONTROLLER_MEMORY}
-        return SimState(physics, memory, self._gripper.current_action.copy(), self._steps, self._task_state())
+        mujoco.mj_getState(self._model, self._data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        return SimState(physics, self._gripper.current_action.copy(), self._steps, self._task_state())
 
     def load_state(self, state: SimState) -> None:
         """Return to a saved state of this same episode (the same reset)."""
-        for name, value in state.controller.items():
-            setattr(self._arm, name, _copy(value))
         self._gripper.current_action = state.gripper_command.copy()
         self._steps = state.steps
         self._load_task_state(state.task)
@@ -284,10 +285,6 @@ class Tabletop(gym.Env):
         return self._world.sim.data._data
 
     @property
-    def _arm(self):
-        return self._world.robots[0].part_controllers["right"]
-
-    @property
     def _gripper(self):
         return self._world.robots[0].gripper["right"]
 
@@ -321,20 +318,8 @@ class Tabletop(gym.Env):
         return self._renderer.render(self._data, camera, size)
 
 
-_CONTROLLER_MEMORY = (
-    "goal_pos", "goal_ori", "relative_ori", "ori_ref", "kp", "kd", "torques",
-    # what it last read of the arm: the first step after a reset goes by what was read before the state was complete
-    "new_update", "ref_pos", "ref_ori_mat", "ref_pos_vel", "ref_ori_vel", "joint_pos", "joint_vel",
-    "J_pos", "J_ori", "J_full", "mass_matrix",
-)  # fmt: skip
-
-
 def _numbers(values) -> str:
     return " ".join(f"{value:.6g}" for value in values)
-
-
-def _copy(value: np.ndarray | None) -> np.ndarray | None:
-    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def robot_options() -> dict:
