@@ -1,4 +1,4 @@
-"""robosuite's arm controller (OSC_POSE) and gripper command, bit for bit, at a fifth of the cost.
+"""robosuite's arm controller (OSC_POSE) and gripper command, bit for bit, at a quarter of the cost.
 
 robosuite runs its controller at every physics substep: each time it looks up names, computes six Jacobians and a dense
 mass matrix of the whole model. Here arrays are looked up once an episode, and what cannot change within a control step
@@ -128,9 +128,9 @@ def _range(indices: list[int]) -> slice:
 
 
 def _mass_addresses(model: mujoco.MjModel, dofs: slice) -> np.ndarray:
-    """Where the mass matrix of dofs, (J, J), stands in MuJoCo's sparse `qM`: expand the addresses in place of values."""
+    """Indices into MuJoCo's sparse `qM` of the mass matrix of dofs, (J, J): `mj_fullM`, given indices for values."""
     dense = np.empty((model.nv, model.nv))
     mujoco.mj_fullM(model, dense, np.arange(1.0, model.nM + 1))
     addresses = dense[dofs, dofs].astype(int) - 1
-    assert (addresses >= 0).all(), "joints of one arm are coupled with each other"
+    assert (addresses >= 0).all(), "the joints of an arm are a chain: each pair has an entry"
     return addresses
