@@ -256,10 +256,6 @@ class Tabletop(gym.Env):
         """The simulator's truth."""
         raise NotImplementedError
 
-    def subtask(self) -> int:
-        """Index into `subtask_names` of what is to be done now."""
-        raise NotImplementedError
-
     def score(self) -> dict[str, float]:
         """Measures to report beside success."""
         return {}
@@ -268,9 +264,11 @@ class Tabletop(gym.Env):
 
     def progress(self) -> float:
         """How far the task has come, 0 to 1."""
-        if self.success():
+        return self._progress(self.success(), self.scene())
+
+    def _progress(self, success: bool, scene: Scene) -> float:
+        if success:
             return 1.0
-        scene = self.scene()
         holding = np.float32(scene.held >= 0)
         return float(self.progress_in(scene.keypoints, scene.gripper, np.float32(scene.opening), holding))
 
@@ -309,9 +307,10 @@ class Tabletop(gym.Env):
         return np.array([*self.gripper_position(), *turned, self.opening()], dtype=np.float32)
 
     def _info(self) -> dict:
+        success, scene = self.success(), self.scene()
         return {
-            "instruction": self.instruction, "success": bool(self.success()), "progress": float(self.progress()),
-            "subtask": self.subtask_names[self.subtask()], "scene": self.scene(), "score": self.score(),
+            "instruction": self.instruction, "success": success, "progress": self._progress(success, scene),
+            "subtask": self.subtask_names[scene.stage], "scene": scene, "score": self.score(),
         }  # fmt: skip
 
     def _render(self, camera: str, size: int) -> np.ndarray:
