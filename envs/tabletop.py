@@ -114,6 +114,7 @@ class Tabletop(gym.Env):
         )
         self.action_space = gym.spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
         self._world: ManipulationEnv | None = None
+        self._controller: ArmController | None = None
         self._renderer = Renderer()
         self._steps = 0
 
@@ -168,7 +169,7 @@ class Tabletop(gym.Env):
     def close(self) -> None:
         """Free the rendering contexts and the simulation."""
         self._renderer.close()
-        self._world = None
+        self._world = self._controller = None
 
     # the halves of a step: where many futures are tried, drawing what nobody looks at is most of the time
 
