@@ -35,7 +35,7 @@ class ArmController:
 
     At every substep, between `mj_step1` and `mj_step2`: `read`, then at the first one `set_goal`, then `command`.
     Nothing is remembered from one control step to the next. At the first substep after a reset robosuite goes by what
-    its controller read during the reset, before the objects were in place: use `at_reset` there instead of `read`.
+    its controller read during the reset, before the state was complete: use `at_reset` there instead of `read`.
     """
 
     def __init__(self, world: RobotEnv) -> None:
