@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from envs.sim import meshes, stability
 from envs.sim.backend import ManipulationEnv
+from envs.sim.controller import ArmController
 from envs.sim.looks import Look
 from envs.sim.rendering import Renderer
 from envs.sim.table import SPEC
@@ -37,7 +38,8 @@ SPLITS = ("train", "seen", "unseen")  # `seen` has the ranges of `train` and oth
 
 @dataclass(frozen=True)
 class SimState:
-    """Everything that a step depends on. Physics alone is not enough: the controller has a memory too.
+    """Everything that a step depends on. Physics alone is not enough: the gripper's command builds up over steps, and
+    the first step of an episode differs (see `ArmController`).
 
     episode: what it is a state of; it can be loaded there only. Another environment that was reset to the same episode
         (task, split and seed) is as good, also in another process.
@@ -47,7 +49,6 @@ class SimState:
     episode: str
     warnings: np.ndarray
     physics: np.ndarray
-    controller: dict[str, np.ndarray | None]
     gripper_command: np.ndarray
     task: Any
 
@@ -84,6 +85,7 @@ class Tabletop(gym.Env):
         self.observation_space = gym.spaces.Dict(images, state=state)
         self.action_space = gym.spaces.Box(SPEC.action_low, SPEC.action_high)
         self._built: ManipulationEnv | None = None
+        self._controller: ArmController | None = None
         self._episode = ""  # names the episode that is under way
         self._closed = False
         self._renderer = Renderer()
@@ -108,7 +110,7 @@ class Tabletop(gym.Env):
         try:
             self._begin(rng, unseen=split == "unseen")
         except Exception:
-            self._built = None  # half made: what needs an episode shall say that there is none
+            self._built = self._controller = None  # half made: what needs an episode shall say that there is none
             raise
         self._split_now = split
         self._episode = " ".join(filter(None, (type(self).__name__, self.variant, split, f"{drawn:010d}")))
@@ -141,6 +143,7 @@ class Tabletop(gym.Env):
         world.model_timestep = self.timestep
         self._connect(rng)
         world.sim.forward()
+        self._controller = ArmController(world)
         stability.check_state(self._model, self._data, step=0)
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
@@ -166,26 +169,31 @@ class Tabletop(gym.Env):
     def close(self) -> None:
         """Free the rendering contexts and the simulation."""
         self._renderer.close()
-        self._built, self._episode, self._closed = None, "", True
+        self._built = self._controller = None
+        self._episode, self._closed = "", True
 
     # the halves of a step: where many futures are tried, drawing what nobody looks at is most of the time
 
     def advance(self, action: np.ndarray) -> tuple[float, bool, bool, dict]:
         """`step` without drawing what it would show: reward, terminated, truncated, info. Raises as `step` does."""
-        world, action = self._world, check_action(action, SPEC)
+        model, data, controller = self._model, self._data, self._controller
+        action = check_action(action, SPEC)
         if action.ndim != 1:
             raise ValueError(f"an action must have the shape ({len(SPEC.action)},), got {action.shape}")
         step = self.steps() + 1
-        stability.check_warnings(self._data, step)
+        stability.check_warnings(data, step)
         before = self.progress()
         self._before_step(action)
         for substep in range(round(1 / SPEC.control_hz / self.timestep)):
-            world.sim.step1()
-            stability.check_warnings(self._data, step)  # before the controller reckons with NaN
-            world._pre_action(action, substep == 0)
-            world.sim.step2()
-        world.sim.forward()
-        stability.check_state(self._model, self._data, step)
+            mujoco.mj_step1(model, data)
+            stability.check_warnings(data, step)  # before the controller reckons with NaN
+            reading = controller.at_reset if step == 1 and substep == 0 else controller.read()
+            if substep == 0:
+                controller.set_goal(action, reading)
+            controller.command(reading)
+            mujoco.mj_step2(model, data)
+        mujoco.mj_forward(model, data)
+        stability.check_state(model, data, step)
         info = self._info()
         return float(info["progress"] - before), info["success"], False, info
 
@@ -202,12 +210,11 @@ class Tabletop(gym.Env):
 
     def save_state(self) -> SimState:
         """A copy of the whole state, from which every future is the same, also in the middle of a grasp."""
-        data, controller = self._data, self._arm
+        data = self._data
         physics = np.empty(mujoco.mj_stateSize(self._model, mujoco.mjtState.mjSTATE_INTEGRATION))
         mujoco.mj_getState(self._model, data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
-        memory = {name: _copy(getattr(controller, name)) for name in _CONTROLLER_MEMORY}
         command = self._gripper.current_action.copy()
-        return SimState(self._episode, data.warning.number.copy(), physics, memory, command, self._task_state())
+        return SimState(self._episode, data.warning.number.copy(), physics, command, self._task_state())
 
     def load_state(self, state: SimState) -> None:
         """Return to a saved state of the episode that is under way. ValueError for a state of another episode."""
@@ -217,8 +224,6 @@ class Tabletop(gym.Env):
                 f"this is a state of the episode `{state.episode}`, and the environment is in `{self._episode}`, whose "
                 "model is another: reset it with that task, split and seed first"
             )
-        for name, value in state.controller.items():
-            setattr(self._arm, name, _copy(value))
         self._gripper.current_action = state.gripper_command.copy()
         self._load_task_state(state.task)
         mujoco.mj_setState(self._model, data, state.physics, mujoco.mjtState.mjSTATE_INTEGRATION)
@@ -263,10 +268,6 @@ class Tabletop(gym.Env):
         """The simulator's truth."""
         raise NotImplementedError
 
-    def subtask(self) -> int:
-        """Index into `subtask_names` of what is to be done now."""
-        raise NotImplementedError
-
     def score(self) -> dict[str, float]:
         """Measures to report beside success."""
         return {}
@@ -275,9 +276,11 @@ class Tabletop(gym.Env):
 
     def progress(self) -> float:
         """How far the task has come, 0 to 1."""
-        if self.success():
+        return self._progress(self.success(), self.scene())
+
+    def _progress(self, success: bool, scene: Scene) -> float:
+        if success:
             return 1.0
-        scene = self.scene()
         holding = np.float32(scene.held >= 0)
         return float(self.progress_in(scene.keypoints, self._state(), holding))
 
@@ -305,10 +308,6 @@ class Tabletop(gym.Env):
         return self._world.sim.data._data
 
     @property
-    def _arm(self):
-        return self._world.robots[0].part_controllers["right"]
-
-    @property
     def _gripper(self):
         return self._world.robots[0].gripper["right"]
 
@@ -333,26 +332,15 @@ class Tabletop(gym.Env):
         return np.array([*self.gripper_position(), *turned, self.opening()], dtype=np.float32)
 
     def _info(self) -> dict:
+        success, scene = self.success(), self.scene()
         return {
-            "instruction": self.instruction, "split": self._split_now, "success": bool(self.success()),
-            "progress": float(self.progress()), "subtask": self.subtask_names[self.subtask()], "scene": self.scene(),
+            "instruction": self.instruction, "split": self._split_now, "success": success,
+            "progress": self._progress(success, scene), "subtask": self.subtask_names[scene.stage], "scene": scene,
             "score": self.score(), "warnings": stability.dropped(self._data),
         }  # fmt: skip
 
     def _render(self, camera: str, size: int) -> np.ndarray:
         return self._renderer.render(self._data, camera, size)
-
-
-_CONTROLLER_MEMORY = (
-    "goal_pos", "goal_ori", "relative_ori", "ori_ref", "kp", "kd", "torques",
-    # what it last read of the arm: the first step after a reset goes by what was read before the state was complete
-    "new_update", "ref_pos", "ref_ori_mat", "ref_pos_vel", "ref_ori_vel", "joint_pos", "joint_vel",
-    "J_pos", "J_ori", "J_full", "mass_matrix",
-)  # fmt: skip
-
-
-def _copy(value: np.ndarray | None) -> np.ndarray | None:
-    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def check_split(split: str) -> None:

@@ -143,9 +143,6 @@ class FoldHalf(Tabletop):
         stage = score.fold_stage(_corner_distances(vertices), held, score.half_folded(vertices))
         return Scene(corners, held, stage, self.opening(), self.gripper_position().astype(np.float32))
 
-    def subtask(self) -> int:
-        return self.scene().stage
-
     def score(self) -> dict[str, float]:
         vertices = self._vertices()
         distances = score.pair_distances(vertices)

@@ -49,6 +49,10 @@ class Lift(Tabletop):
 
     def _connect(self, rng: np.random.Generator) -> None:
         self._cube = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_BODY, "cube_main")
+        pads = [f"gripper0_right_finger{finger}_pad_collision" for finger in (1, 2)]
+        self._cube_geom, *self._pads = (
+            mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_GEOM, name) for name in ("cube_g0", *pads)
+        )
         joint = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_JOINT, "cube_joint0")
         where = self._model.jnt_qposadr[joint]
         # robosuite's sampler has placed the cube too, but from a generator of its own
@@ -74,14 +78,11 @@ class Lift(Tabletop):
         stage = 2 if held == 0 else int(np.linalg.norm(keypoints[0] - gripper) < REACHED)
         return Scene(keypoints, held, stage, self.opening(), gripper)
 
-    def subtask(self) -> int:
-        return self.scene().stage
-
     def score(self) -> dict[str, float]:
         """Height of the cube's centre above the table."""
         return {"height_mm": 1000 * float(self._data.xpos[self._cube][2] - TABLE_HEIGHT)}
 
     def _grasped(self) -> bool:
         """robosuite's test: both finger pads touch the cube."""
-        world = self._world
-        return bool(world._check_grasp(gripper=world.robots[0].gripper, object_geoms=world.cube))
+        pairs = self._data.contact.geom.tolist()
+        return all([pad, self._cube_geom] in pairs or [self._cube_geom, pad] in pairs for pad in self._pads)

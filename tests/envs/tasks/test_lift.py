@@ -121,6 +121,20 @@ def test_the_whole_task(lift):
     assert sum(rewards) == pytest.approx(progress[-1] - progress[0])
 
 
+def test_held_is_what_robosuite_calls_a_grasp(lift):
+    """Other geoms or a single pad: labels and progress would tell of grasps that hold nothing."""
+    world, held = lift._world, []
+    _, info = lift.reset(seed=3)
+    ended = False
+    while not ended:
+        obs = {"main": np.zeros((64, 64, 3), np.uint8), "wrist": np.zeros((32, 32, 3), np.uint8)}
+        _, *ends, info = lift.advance(expert_action(obs | {"state": lift._state()}, info))
+        ended = any(ends)
+        held.append(world._check_grasp(gripper=world.robots[0].gripper, object_geoms=world.cube))
+        assert held[-1] == (info["scene"].held == 0)
+    assert set(held) == {False, True}
+
+
 def test_standing_still_ends_at_the_horizon(lift):
     """An episode without success must be truncated, never terminated."""
     lift.reset(seed=0)
