@@ -172,9 +172,10 @@ class Tabletop(gym.Env):
 
     def advance(self, action: np.ndarray) -> tuple[float, bool, bool, dict]:
         """`step` without drawing what it would show: reward, terminated, truncated, info. Raises as `step` does."""
-        world, action = self._world, check_action(action, SPEC)
-        if action.ndim != 1:
-            raise ValueError(f"an action must have the shape ({len(SPEC.action)},), got {action.shape}")
+        world = self._world
+        if np.shape(action) != (len(SPEC.action),):
+            raise ValueError(f"an action must have the shape ({len(SPEC.action)},), got {np.shape(action)}")
+        action = check_action(action, SPEC)
         step = self.steps() + 1
         stability.check_warnings(self._data, step)
         before = self.progress()
