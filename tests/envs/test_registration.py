@@ -75,11 +75,11 @@ def test_several_at_once():
 def test_a_forked_worker_says_what_to_do():
     """gymnasium's asynchronous vector forks where nothing is said; a worker that hangs never answers."""
     env = gym.make("nextstate/Lift-v0")
-    forked = gym.make_vec("nextstate/Lift-v0", num_envs=1, vectorization_mode="async", vector_kwargs={"context": "fork"})
+    env.reset(seed=0)
+    forked = gym.make_vec(env.spec, num_envs=1, vectorization_mode="async", vector_kwargs={"context": "fork"})
     try:
-        env.reset(seed=0)
+        forked.reset_async(seed=[0])
         with pytest.raises(RuntimeError, match="'spawn'"):
-            forked.reset_async(seed=[0])
             forked.reset_wait(timeout=60)
     finally:
         env.close()
