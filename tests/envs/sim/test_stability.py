@@ -44,11 +44,12 @@ def test_a_bad_state_is_an_error_and_stays_visible(field, value, cause, tmp_path
         mujoco.mj_step(model, data)
     stability.check_state(model, data, step=1)
     getattr(data, field)[:] = value
-    with caplog.at_level(logging.WARNING):
-        mujoco.mj_step(model, data)
-    assert data.time == pytest.approx(6 * model.opt.timestep), "it started again"
-    with pytest.raises(SimulationError, match=f"control step 2: .*{cause}"):
-        stability.check_warnings(data, step=2)
+    with caplog.at_level(logging.WARNING), pytest.raises(SimulationError, match=f"control step 2: .*{cause}"):
+        for _ in range(2):  # as a control step does it
+            mujoco.mj_step1(model, data)
+            stability.check_warnings(data, step=2)
+            mujoco.mj_step2(model, data)
+    assert data.time >= 5 * model.opt.timestep, "it started again"
     assert cause in caplog.text and not list(tmp_path.iterdir())
 
 
