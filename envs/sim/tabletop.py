@@ -180,7 +180,7 @@ class Tabletop(gym.Env):
         stability.check_warnings(self._data, step)
         before = self.progress()
         self._before_step(action)
-        for substep in range(round(1 / SPEC.control_hz / self.timestep)):
+        for substep in range(self._substeps):
             world.sim.step1()
             stability.check_warnings(self._data, step)  # before the controller reckons with NaN
             world._pre_action(action, substep == 0)
@@ -284,7 +284,7 @@ class Tabletop(gym.Env):
 
     def steps(self) -> int:
         """Control steps of this episode so far; a state that is loaded brings its own."""
-        return round(self._data.time * SPEC.control_hz)
+        return round(self._data.time / (self._substeps * self.timestep))
 
     # what tasks use
 
@@ -296,6 +296,10 @@ class Tabletop(gym.Env):
         if self._closed:
             raise gym.error.ClosedEnvironmentError("this environment is closed: call reset() to open it again")
         raise gym.error.ResetNeeded("there is no episode: call reset() first")
+
+    @property
+    def _substeps(self) -> int:
+        return round(1 / SPEC.control_hz / self.timestep)
 
     @property
     def _model(self) -> mujoco.MjModel:
