@@ -130,18 +130,20 @@ def made(source: Path, folders: tuple[Path, ...], recipe: str, suffix: str) -> P
         if (folder / name).exists() and is_ours(folder):
             return folder / name
     reduced = stl_bytes(*simplify(*read_mesh(source))) if suffix == ".stl" else small_png(source)
-    problem = None
+    problems = []
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if is_ours(folder):
-                write_whole(folder / name, reduced)
-                if problem:
-                    say_once(folders[0], folder)
-                return folder / name
+            if not is_ours(folder):
+                raise OSError(f"{folder} belongs to somebody else.")
+            write_whole(folder / name, reduced)
         except OSError as error:
-            problem = error
-    raise OSError(f"{problem or f'{folder} is of another user'}. Set NEXTSTATE_CACHE to a writable folder.") from problem
+            problems.append(error)
+            continue
+        if problems:
+            say_once(folders[0], folder)
+        return folder / name
+    raise OSError(f"{problems[0]} Set NEXTSTATE_CACHE to a writable folder.") from problems[0]
 
 
 def is_ours(folder: Path) -> bool:

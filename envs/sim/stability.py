@@ -14,11 +14,12 @@ from envs.types import SimulationError
 
 _logger = logging.getLogger(__name__)
 
+# Those that come first in a step come last: where two are set, an earlier step's end was the cause.
 UNSTABLE = tuple(
     int(warning)
     for warning in (
-        mujoco.mjtWarning.mjWARN_INERTIA, mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL,
-        mujoco.mjtWarning.mjWARN_BADQACC, mujoco.mjtWarning.mjWARN_BADCTRL,
+        mujoco.mjtWarning.mjWARN_BADCTRL, mujoco.mjtWarning.mjWARN_BADQACC, mujoco.mjtWarning.mjWARN_BADQPOS,
+        mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_INERTIA,
     )
 )  # fmt: skip
 DROPPED = {
@@ -48,10 +49,9 @@ def check_warnings(data: mujoco.MjData, step: int) -> None:
 
 def check_state(model: mujoco.MjModel, data: mujoco.MjData, step: int) -> None:
     """The same for the state and the accelerations as they are now, which MuJoCo would look at in its next step."""
-    mujoco.mj_checkPos(model, data)
-    mujoco.mj_checkVel(model, data)
-    mujoco.mj_checkAcc(model, data)
-    check_warnings(data, step)
+    for look in (mujoco.mj_checkPos, mujoco.mj_checkVel, mujoco.mj_checkAcc):
+        look(model, data)
+        check_warnings(data, step)
 
 
 def dropped(data: mujoco.MjData) -> dict[str, int]:

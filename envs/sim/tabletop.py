@@ -177,14 +177,14 @@ class Tabletop(gym.Env):
     def advance(self, action: np.ndarray) -> tuple[float, bool, bool, dict]:
         """`step` without drawing what it would show: reward, terminated, truncated, info. Raises as `step` does."""
         model, data, controller = self._model, self._data, self._controller
+        if np.shape(action) != (len(SPEC.action),):
+            raise ValueError(f"an action must have the shape ({len(SPEC.action)},), got {np.shape(action)}")
         action = check_action(action, SPEC)
-        if action.ndim != 1:
-            raise ValueError(f"an action must have the shape ({len(SPEC.action)},), got {action.shape}")
         step = self.steps() + 1
         stability.check_warnings(data, step)
         before = self.progress()
         self._before_step(action)
-        for substep in range(round(1 / SPEC.control_hz / self.timestep)):
+        for substep in range(self._substeps):
             mujoco.mj_step1(model, data)
             stability.check_warnings(data, step)  # before the controller reckons with NaN
             reading = controller.at_reset if step == 1 and substep == 0 else controller.read()
@@ -286,7 +286,7 @@ class Tabletop(gym.Env):
 
     def steps(self) -> int:
         """Control steps of this episode so far; a state that is loaded brings its own."""
-        return round(self._data.time * SPEC.control_hz)
+        return round(self._data.time / (self._substeps * self.timestep))
 
     # what tasks use
 
@@ -298,6 +298,10 @@ class Tabletop(gym.Env):
         if self._closed:
             raise gym.error.ClosedEnvironmentError("this environment is closed: call reset() to open it again")
         raise gym.error.ResetNeeded("there is no episode: call reset() first")
+
+    @property
+    def _substeps(self) -> int:
+        return round(1 / SPEC.control_hz / self.timestep)
 
     @property
     def _model(self) -> mujoco.MjModel:
