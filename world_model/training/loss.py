@@ -92,12 +92,12 @@ def window_losses(model: WorldModel, window: Batch, first: int = 0) -> Losses:
         """h (B, S, 15, width): value, success, held, keypoints."""
         value_h, flags_h, points_h = h.split([1, FLAGS, at.keypoint_ids], dim=2)
         value, points = at.value_to_bins(window.value[:, when, None]), window.keypoints[:, when]
-        told = counts * torch.isfinite(value)
+        told, flags = counts * torch.isfinite(value), window.flags[:, when]
         # Where some keypoints are known, one that is not does not exist: it stands in bin 0, which is a belief too.
         known = counts * torch.isfinite(points).any(-1, keepdim=True)
         return {
             f"{name}value": (w.value, smooth(value_h, vocab.value, value.nan_to_num(0.0)), told),
-            f"{name}flags": (w.belief, exact(flags_h, at.flag, window.flags[:, when].clamp_min(0)), counts * (window.flags[:, when] >= 0)),
+            f"{name}flags": (w.belief, exact(flags_h, at.flag, flags.clamp_min(0)), counts * (flags >= 0)),
             f"{name}keypoints": (w.belief, smooth(points_h, vocab.state, points.nan_to_num(0.0)), known),
         }
 
