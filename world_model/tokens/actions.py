@@ -119,7 +119,7 @@ class ActionTokenizer:
             high=tuple(part.high for part in spec.action),
             grippers=spec.grippers,
             coefs=tuple(coefs),
-            scale=tuple(reach[k] for count in coefs for k in range(count)),
+            scale=tuple(each for count in coefs for each in reach[:count]),
             still=tuple(float(spec.rest[i]) for i, part in enumerate(spec.action) if not part.gripper),
         )
 
