@@ -152,7 +152,8 @@ def make_env(config: EnvConfig) -> Adapter:
         if module:
             importlib.import_module(module)
         spec = gym.spec(name)
-        takes = parameters(gym.envs.registration.load_env_creator(spec.entry_point))
+        made_by = spec.entry_point
+        takes = parameters(made_by if callable(made_by) else gym.envs.registration.load_env_creator(made_by))
         options = dict(config.options)
         if "split" in takes:
             options["split"] = config.split
