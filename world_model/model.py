@@ -124,7 +124,10 @@ class Imagination:
 
     def __getitem__(self, robots: int | slice) -> Imagination:
         """One robot's futures, fields (N, H, ...), or those of some robots."""
-        return Imagination(**{f.name: getattr(self, f.name)[robots] for f in fields(self)})
+        return Imagination(**{name: getattr(self, name)[robots] for name in FIELDS})
+
+
+FIELDS = tuple(f.name for f in fields(Imagination))  # torch.compile does not read them from the class
 
 
 class WorldModel(nn.Module):
@@ -299,8 +302,8 @@ class WorldModel(nn.Module):
         codes = [*self.actions.encode(actions.flatten(0, 1), check=False).unbind(1), *[None] * follow]
         steps = list(decoders[decode](self, cache, codes, robots * candidates))
         joined = {
-            f.name: torch.cat([getattr(step, f.name) for step in steps], dim=1).unflatten(0, (robots, candidates))
-            for f in fields(Imagination)
+            name: torch.cat([getattr(step, name) for step in steps], dim=1).unflatten(0, (robots, candidates))
+            for name in FIELDS
         }
         # A step takes the one before for a fact, so its own uncertainty leaves out how wrong that was: variances add.
         joined["uncertainty"] = joined["uncertainty"].square().cumsum(2).sqrt()
@@ -328,7 +331,7 @@ class WorldModel(nn.Module):
             success=belief.success, held=belief.held, keypoints=belief.keypoints,
             uncertainty=self._uncertainty(state_std, belief), hidden=hidden, before=before,
         )  # fmt: skip
-        return replace(step, **{f.name: getattr(step, f.name).unsqueeze(1) for f in fields(step)})
+        return replace(step, **{name: getattr(step, name).unsqueeze(1) for name in FIELDS})
 
     def _uncertainty(self, state_std: Tensor, belief: Belief) -> Tensor:
         """(N,), as the class says."""

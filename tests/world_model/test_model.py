@@ -397,3 +397,21 @@ def test_parts_of_different_robots_are_refused(world, make_world):
         WorldModel(world.config, world.spec, world.vocab, world.frame_tokenizer, arm.actions)
     with pytest.raises(ValueError, match="image tokenizer is of the cameras"):
         WorldModel(world.config, world.spec, world.vocab, eye.frame_tokenizer, world.actions)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a")
+def test_imagining_is_one_graph(make_world):
+    """Catches a branch on a value, an `.item()` or a copy to the host, for which a GPU would have to wait."""
+    model = make_world(*ROBOTS["a gripper in front, joints in rad"])
+    spec = model.spec
+    images = {c.name: np.zeros((c.height, c.width, 3), np.uint8) for c in spec.cameras}
+    obs, chunk = Observation(images, np.zeros(1, np.float32)), np.zeros((8, 2), np.float32)
+    cache = model.prefill([History((1,), ((obs, None),)), History((2,), ((obs, chunk), (obs, None)))])
+    actions = torch.rand(2, 3, 1, 8, 2)
+
+    def search(actions: torch.Tensor) -> torch.Tensor:
+        return model.imagine(cache, actions, follow=1).value
+
+    with torch.inference_mode():
+        compiled = torch.compile(search, fullgraph=True, backend="eager")(actions)
+    torch.testing.assert_close(compiled, search(actions))

@@ -131,6 +131,8 @@ def test_bad_chunks_are_refused():
     tokenizer = ActionTokenizer.create(SPEC, COEFS)
     with pytest.raises(ValueError, match="NaN"):
         tokenizer.encode(torch.full((CHUNK, 7), torch.nan))
+    with pytest.raises(ValueError, match="NaN"):
+        ActionTokenizer.fit(torch.full((1, CHUNK, 7), torch.nan), SPEC)
     with pytest.raises(ValueError, match="chunk must be"):
         tokenizer.encode(torch.zeros(CHUNK, 6))
     with pytest.raises(ValueError, match="15 ids"):

@@ -99,7 +99,7 @@ def test_encoding_in_parts_changes_nothing(tokenizer: ImageTokenizer, monkeypatc
     """Catches frames lost or shuffled at the border between parts."""
     frames = random_frames(7, size=64)
     whole = tokenizer.encode(frames)
-    monkeypatch.setattr(module, "FRAMES_AT_ONCE", 3)
+    monkeypatch.setattr(module, "IMAGES_AT_ONCE", 3)
     assert torch.equal(tokenizer.encode(frames), whole)
     single = torch.stack([tokenizer.decode(ids, "front") for ids in whole])
     assert (tokenizer.decode(whole, "front").int() - single.int()).abs().max() <= 1  # rounding differs with the batch
