@@ -1,4 +1,4 @@
-"""A fixed camera whose pose is known: where points of the world are in its images, and how these shift with the scene."""
+"""A fixed camera whose pose is known: where it sees points of the world, and how its images shift with the scene."""
 
 from __future__ import annotations
 

@@ -23,7 +23,6 @@ def test_sides_are_the_same_everywhere():
     assert is_held_out(HELD[0], 10) == is_held_out(np.int64(HELD[0]), 10)
 
 
-
 def test_nothing_to_train_on_is_refused():
     """Catches `held_out: 1`, which would hold out every episode, and a division by zero."""
     for every in (1, 0):
