@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -124,6 +125,10 @@ class RunConfig:
     def seeds(self) -> list[int]:
         """One an episode."""
         return list(range(self.seed, self.seed + self.episodes))
+
+    def robots_for(self, episodes: int) -> int:
+        """Robots that one process drives at a time, so that `episodes` leave something to do for every process."""
+        return max(1, min(self.robots, math.ceil(episodes / max(1, self.workers))))
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> RunConfig:

@@ -28,7 +28,7 @@ from agent.launch import processes
 from agent.launch.command import RunError, claimed, clear_errors, start
 from envs import preflight
 from envs.data.files import append_line, read_lines, write_json
-from envs.data.tracking import log_run
+from envs.data.tracking import check_mode, log_run
 from policies.rollout import Rollout, rollout
 
 
@@ -99,7 +99,7 @@ def evaluate(config: RunConfig, command: str) -> dict[str, Any]:
         known = read_outcomes(log)
         done = [known[seed] for seed in config.seeds if seed in known]
         todo = [seed for seed in config.seeds if seed not in known]
-        job = EvaluateJob(config.env, config.policy, config.robots)
+        job = EvaluateJob(config.env, config.policy, config.robots_for(len(todo)))
         with tqdm(total=config.episodes, initial=len(done), unit="episode", desc=label) as bar:
             for outcome in processes.run(job, todo, config.workers):
                 append_line(log, json.dumps(asdict(outcome), allow_nan=False))
@@ -203,6 +203,7 @@ def table(report: dict[str, Any]) -> str:
 def main(cfg: DictConfig) -> None:
     with clear_errors():
         preflight.require()
+        check_mode(cfg.wandb)
         config = RunConfig.of(OmegaConf.to_container(cfg, resolve=True))
         report = evaluate(config, " ".join(["python -m agent.evaluate", *HydraConfig.get().overrides.task]))
         print(table(report))

@@ -30,7 +30,7 @@ from agent.launch.command import clear_errors, start
 from envs import preflight
 from envs.data.files import write_json
 from envs.data.settings import from_settings
-from envs.data.tracking import log_run
+from envs.data.tracking import check_mode, log_run
 from policies.rollout import Step, rollout
 from world_model import checkpoint
 from world_model.checkpoint import Loaded
@@ -182,6 +182,7 @@ def table(figures: dict[str, Any]) -> str:
 def main(cfg: DictConfig) -> None:
     with clear_errors():
         preflight.require()
+        check_mode(cfg.wandb)
         torch.set_num_threads(1)  # the workers keep the other cores busy, and threads that wait collapse
         raw = OmegaConf.to_container(cfg, resolve=True)
         config = FidelityConfig.of(raw)
