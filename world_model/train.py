@@ -224,6 +224,8 @@ def _notes(
 ) -> Iterator[str]:
     if test is None:
         yield sources.why_nothing_held_out(found, config.held_out)
+    if not train.has_expert.any():
+        yield "no episode says what an expert would do: the model learns what follows an action, but not how to act"
     if config.augment.shift and (why := config.augment.cannot_shift(spec)):
         yield f"the scene stays where it is, `augment.shift` or not: {why}"
     for side, dataset in (("training", train), ("held-out", test)):
@@ -440,7 +442,7 @@ def measure(config: TrainConfig, data: Data, steps: int) -> dict:
 
 def summary(progress: Progress, losses: dict[str, float], found: dict[str, float]) -> str:
     names = ("next_image", "next_state", "expert_action", "value")
-    shown = "  ".join(f"{name} {losses[name]:.3f}/{found[f'{name}_nats']:.3f}" for name in names if name in losses)
+    shown = "  ".join(f"{name} {losses[name]:.3f}/{found[f'{name}_nats']:.3f}" for name in names if f"{name}_nats" in found)
     shuffled = found["next_image_nats_shuffled"]
     return f"step {progress.step:6d}  trained/held out: {shown}  next_image, shuffled actions {shuffled:.3f}"
 
