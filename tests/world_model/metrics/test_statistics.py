@@ -19,6 +19,8 @@ def test_calibration_and_correlation():
     assert expected_calibration_error(np.array([0.9, 0.9]), np.array([0.0, 1.0])) == pytest.approx(0.4)
     assert correlation(np.array([0.0, 1.0, 2.0]), np.array([0.0, 2.0, 4.0])) == 1.0
     assert correlation(np.array([1.0, 1.0]), np.array([0.0, 1.0])) == 0.0
+    same = np.full(1000, 0.1, np.float32)
+    assert correlation(same, np.arange(1000, dtype=np.float32)) == 0.0, "however it is rounded"
 
 
 def test_nothing_has_no_figure():
