@@ -1,10 +1,10 @@
 """A checkpoint: one folder with everything that acting needs, whole or not there.
 
     manifest.json       sha256 of every other file, format of the folder
-    model.safetensors   weights of the world model       frames.safetensors   weights of the frame tokenizer
-    config.json         how both are built, and which vocabulary, actions and state they belong to
+    model.safetensors   weights of the world model       frames.safetensors   weights of the image tokenizer
+    config.json         how both are built, the spec of the robot, and which vocabulary they belong to
     vocab.json          every id                         text.json  actions.json   the other two tokenizers
-    meta.json           instructions it was trained on, env ids, control rate, versions, figures
+    meta.json           instructions it was trained on, env ids, versions, figures
     training.safetensors  only during training: what resuming needs
 
 A folder is written beside its place, synced and renamed, so a kill leaves the old one or the new one. Reading checks
@@ -26,16 +26,17 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from envs.types import ACTION_DIM, CONTROL_HZ, STATE_DIM
+from envs.data.files import remove_leftovers, sync_folder, temporary_name, to_json, write_whole
+from envs.types import Spec
 from world_model.model import ModelConfig, WorldModel
 from world_model.nn.device import fast_precision
 from world_model.tokens.actions import ActionTokenizer
-from world_model.tokens.images import FrameTokenizer, write_whole
+from world_model.tokens.images import ImageTokenizer
 from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
 
-FORMAT = 2  # raised when the folder's layout changes, or what its ids stand for
-FRAMES = "frame_tokenizer."  # prefix of the frame tokenizer's weights within the model
+FORMAT = 3  # raised when the folder's layout changes, or what its ids stand for
+FRAMES = "frame_tokenizer."  # prefix of the image tokenizer's weights within the model
 REQUIRED = ("model.safetensors", "frames.safetensors", "config.json", "vocab.json", "text.json", "actions.json",
             "meta.json")  # fmt: skip
 
@@ -50,59 +51,65 @@ class Loaded:
 
     model: WorldModel
     text: TextTokenizer
-    frames: FrameTokenizer
+    frames: ImageTokenizer
     actions: ActionTokenizer
     vocab: Vocab
     meta: dict
+    spec: Spec
     sha256: str
 
 
 def save(
     folder: str | os.PathLike[str], model: WorldModel, text: TextTokenizer, meta: dict,
-    training: dict[str, Tensor] | None = None, dtype: torch.dtype = torch.float32,
+    training: dict[str, Tensor] | None = None, dtype: torch.dtype = torch.float32, replace: bool = False,
 ) -> str:  # fmt: skip
-    """Write a new folder and return the sha256 of its manifest.
+    """Write a folder and return the sha256 of its manifest.
 
-    meta: JSON; `instructions` lists what it was trained on. training: tensors that resuming needs. dtype: of the
-    model's weights, bfloat16 halves them. Raise CheckpointError when the folder exists or the disk refuses.
+    meta: JSON; `instructions` lists what it was trained on. Numbers in it that are not finite become null. training:
+    tensors that resuming needs. dtype: of the model's weights, bfloat16 halves them. replace: put it in the place of
+    the checkpoint that is there, which goes only once the new one is written. Raise CheckpointError when the folder
+    exists and is not to be replaced, or the disk refuses.
     """
     folder = Path(folder)
-    if folder.exists():
+    if folder.exists() and not replace:
         raise CheckpointError(f"checkpoint {folder} exists already: choose another folder or remove it")
     if "instructions" not in meta:
         raise ValueError("a checkpoint's `meta` must list the `instructions` it was trained on")
-    # The frame tokenizer keeps its precision: rounding it would change ids that the model was trained on.
+    # The image tokenizer keeps its precision: rounding it would change ids that the model was trained on.
     weights = {k: _plain(v, None if k.startswith(FRAMES) else dtype) for k, v in model.state_dict().items()}
     config = {
         "model": asdict(model.config), "frames": asdict(model.frame_tokenizer.config),
-        "vocab": model.vocab.fingerprint, "action_dim": model.actions.action_dim, "chunk": model.actions.chunk,
-        "state_dim": STATE_DIM, "control_hz": CONTROL_HZ,
+        "spec": model.spec.to_dict(), "vocab": model.vocab.fingerprint,
     }  # fmt: skip
     files = {
         "model.safetensors": _pack({k: v for k, v in weights.items() if not k.startswith(FRAMES)}),
         "frames.safetensors": _pack({k.removeprefix(FRAMES): v for k, v in weights.items() if k.startswith(FRAMES)}),
-        "config.json": json.dumps(config, indent=1, sort_keys=True).encode(),
+        "config.json": to_json(config, sort_keys=True).encode(),
         "vocab.json": model.vocab.to_json().encode(),
         "text.json": text.to_json().encode(),
         "actions.json": model.actions.to_json().encode(),
-        "meta.json": json.dumps(meta, indent=1, sort_keys=True, ensure_ascii=False).encode(),
+        "meta.json": to_json(meta, sort_keys=True).encode(),
     }
     if training is not None:
         files["training.safetensors"] = _pack({name: _plain(value) for name, value in training.items()})
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    manifest = json.dumps({"format": FORMAT, "sha256": hashes}, indent=1, sort_keys=True).encode()
+    manifest = to_json({"format": FORMAT, "sha256": hashes}, sort_keys=True).encode()
 
-    beside = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+    beside = temporary_name(folder)
     try:
-        shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         for name, content in {**files, "manifest.json": manifest}.items():
             with open(beside / name, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+        old = temporary_name(folder) if folder.exists() else None
+        if old:
+            os.rename(folder, old)
         os.rename(beside, folder)
-        _sync(folder.parent)
+        sync_folder(folder.parent)
+        if old:
+            shutil.rmtree(old)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         if error.errno == errno.ENOSPC:
@@ -128,7 +135,8 @@ def load(folder: str | os.PathLike[str], device: torch.device | None = None) -> 
         weights = safetensors.torch.load(files["model.safetensors"])
         weights |= {FRAMES + k: v for k, v in safetensors.torch.load(files["frames.safetensors"]).items()}
         model_config = ModelConfig.from_dict(config["model"])
-        frames = FrameTokenizer.from_config(config["frames"])
+        frames = ImageTokenizer.from_config(config["frames"])
+        spec = Spec.from_dict(config["spec"])
     except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"checkpoint {folder} is not one that this version reads ({error}): train it again"
@@ -138,30 +146,20 @@ def load(folder: str | os.PathLike[str], device: torch.device | None = None) -> 
             f"{folder / 'vocab.json'} is another vocabulary ({vocab.fingerprint}) than the one the weights were "
             f"trained with ({config['vocab']}): restore the file that came with the checkpoint"
         )
-    for name, value in (("action_dim", ACTION_DIM), ("state_dim", STATE_DIM), ("control_hz", CONTROL_HZ)):
-        if config[name] != value:
-            raise CheckpointError(
-                f"checkpoint {folder} was trained for `{name}` {config[name]}, this robot has {value}: use a "
-                "checkpoint of this action and state space, or train one"
-            )
-    if (actions.action_dim, actions.chunk) != (config["action_dim"], config["chunk"]):
-        raise CheckpointError(
-            f"{folder / 'actions.json'} codes chunks of {actions.chunk} x {actions.action_dim}, the weights were "
-            f"trained on {config['chunk']} x {config['action_dim']}: restore the file that came with the checkpoint"
-        )
     try:
-        model = WorldModel(model_config, vocab, frames, actions)
+        model = WorldModel(model_config, spec, vocab, frames, actions)
         model.load_state_dict(weights)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"{folder / 'model.safetensors'} does not fit {folder / 'config.json'} ({error}): train it again"
+            f"the files of checkpoint {folder} do not fit each other ({error}): restore those that came with it, or "
+            "train it again"
         ) from error
     unsound = [name for name, value in weights.items() if not torch.isfinite(value).all()]
     if unsound:
         raise CheckpointError(f"checkpoint {folder} holds weights that are not finite ({unsound[0]}): use an older one")
     model = model.to(device).eval()
     model.precision = fast_precision(model.device)
-    return Loaded(model, text, frames, actions, vocab, meta, sha256)
+    return Loaded(model, text, frames, actions, vocab, meta, spec, sha256)
 
 
 def load_training(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -174,11 +172,10 @@ def load_training(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def point(run: Path, folder: Path, keep: int = 2) -> None:
     """Let `run/last` name this folder inside `run`, then remove all but the newest `keep`, and what a kill left."""
-    write_whole(run / "last", folder.name.encode())
-    _sync(run)
-    older = sorted(p for p in run.glob("step-*") if p.is_dir())[:-keep]
-    for old in (*older, *run.glob(".step-*.tmp")):
+    write_whole(run / "last", folder.name)
+    for old in sorted(p for p in run.glob("step-*") if p.is_dir())[:-keep]:
         shutil.rmtree(old)
+    remove_leftovers(run)
 
 
 def last(run: Path) -> Path | None:
@@ -229,10 +226,3 @@ def _plain(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 def _pack(tensors: dict[str, Tensor]) -> bytes:
     return safetensors.torch.save(tensors)
 
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
