@@ -128,7 +128,10 @@ class Imagination:
 
     def __getitem__(self, robots: int | slice) -> Imagination:
         """One robot's futures, fields (N, H, ...), or those of some robots."""
-        return Imagination(**{f.name: getattr(self, f.name)[robots] for f in fields(self)})
+        return Imagination(**{name: getattr(self, name)[robots] for name in FIELDS})
+
+
+FIELDS = tuple(f.name for f in fields(Imagination))  # torch.compile does not read them from the class
 
 
 class WorldModel(nn.Module):
@@ -307,8 +310,8 @@ class WorldModel(nn.Module):
             chunks = [*block.flatten(0, 1).unbind(1), *[None] * follow]
             steps = list(decoders[decode](self, cache, chunks, block.shape[0] * block.shape[1]))
             blocks.append({
-                f.name: torch.cat([getattr(step, f.name) for step in steps], dim=1).unflatten(0, block.shape[:2])
-                for f in fields(Imagination)
+                name: torch.cat([getattr(step, name) for step in steps], dim=1).unflatten(0, block.shape[:2])
+                for name in FIELDS
             })  # fmt: skip
         joined = {name: torch.cat([block[name] for block in blocks], dim=1) for name in blocks[0]}
         # A step takes the one before for a fact, so its own uncertainty leaves out how wrong that was: variances add.
@@ -337,7 +340,7 @@ class WorldModel(nn.Module):
             success=belief.success, held=belief.held, keypoints=belief.keypoints,
             uncertainty=self._uncertainty(state_std, belief), hidden=hidden, before=before,
         )  # fmt: skip
-        return replace(step, **{f.name: getattr(step, f.name).unsqueeze(1) for f in fields(step)})
+        return replace(step, **{name: getattr(step, name).unsqueeze(1) for name in FIELDS})
 
     def _uncertainty(self, state_std: Tensor, belief: Belief) -> Tensor:
         """(N,), as the class says."""

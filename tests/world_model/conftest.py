@@ -4,16 +4,35 @@ import numpy as np
 import pytest
 import torch
 
-from world_model.metrics.held_out import pick
+from envs.sim.table import SPEC
+from envs.types import Spec
 from world_model.model import ModelConfig, WorldModel
 from world_model.nn.transformer import TransformerConfig
 from world_model.tokens.actions import ActionTokenizer
-from world_model.tokens.images import FrameConfig, FrameTokenizer
-from world_model.tokens.layout import Tracks
+from world_model.tokens.images import ImageConfig, ImageTokenizer
 from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
+from world_model.training.dataset import Batch, EpisodeDataset
 
 TINY = ModelConfig(TransformerConfig(width=48, num_layers=2, num_heads=4, num_kv_heads=2, hidden=96))
+COEFS = (4, 4, 4, 0, 0, 2)
+
+
+def build_world(spec: Spec, coefs: tuple[int, ...], text_size: int = 256) -> WorldModel:
+    """Untrained, but with random weights where training starts from zero, so that every path matters."""
+    torch.manual_seed(0)
+    frames = ImageTokenizer(ImageConfig(spec.cameras, (5, 5, 5), width=16, encoder_blocks=1, decoder_blocks=1)).eval()
+    actions = ActionTokenizer.create(spec, coefs)
+    vocab = Vocab.native(text_size, frames.vision_size, len(spec.cameras))
+    model = WorldModel(TINY, spec, vocab, frames, actions)
+    torch.nn.init.normal_(model.vision.gate.weight, std=0.02)
+    return model.eval()
+
+
+@pytest.fixture
+def make_world():
+    """The function that builds a model of any robot: make_world(spec, coefs)."""
+    return build_world
 
 
 @pytest.fixture(scope="session")
@@ -23,41 +42,35 @@ def text() -> TextTokenizer:
 
 @pytest.fixture
 def world(text) -> WorldModel:
-    """Untrained, but with random weights where training starts from zero, so that every path matters."""
-    torch.manual_seed(0)
-    frames = FrameTokenizer(FrameConfig(levels=(5, 5, 5), width=16, encoder_blocks=1, decoder_blocks=1)).eval()
-    actions = ActionTokenizer.create()
-    model = WorldModel(TINY, Vocab.native(text.size, frames.vision_size), frames, actions)
-    torch.nn.init.normal_(model.vision.gate.weight, std=0.02)
-    return model.eval()
+    return build_world(SPEC, COEFS, text.size)
 
 
 @pytest.fixture
-def tracks(world, text, make_episode) -> Tracks:
+def dataset(world, text, make_episode) -> EpisodeDataset:
     """Four episodes of 64 control steps, tokenized."""
     words = text.within(world.vocab.text)
-    return Tracks.join([
-        Tracks.of(e, world.layout, world.frame_tokenizer, world.actions, words)
+    return EpisodeDataset.join([
+        EpisodeDataset.of(e, world.layout, world.frame_tokenizer, world.actions, words)
         for e in (make_episode(seed, steps=64) for seed in range(4))
     ])  # fmt: skip
 
 
 @pytest.fixture
-def window(tracks):
-    """Four windows of 3 model steps that lie within their episodes."""
-    return tracks.window(pick(tracks, 4), 3)
+def batch(dataset) -> Batch:
+    """Four windows of 3 model steps that lie within their episodes, one of each."""
+    return dataset.window(65 * np.arange(4) + [5, 20, 33, 12], 3)
 
 
 @pytest.fixture
-def cache(world, window):
+def cache(world, batch):
     """One robot with a step of history."""
-    views = [(window.image[:1, s], window.state[:1, s]) for s in (0, 1)]
-    return world.context(window.instruction[:1], views, [window.action[:1, 0]])
+    observations = [(batch.image[:1, s], batch.state[:1, s]) for s in (0, 1)]
+    return world.context(batch.instruction[:1], observations, [batch.action[:1, 0]])
 
 
 @pytest.fixture
 def candidates() -> torch.Tensor:
-    """Five sequences of two chunks, (5, 2, 8, 7)."""
-    actions = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (5, 2, 8, 7)).astype(np.float32))
+    """Five sequences of two chunks for one robot, (1, 5, 2, 8, 7)."""
+    actions = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (1, 5, 2, 8, 7)).astype(np.float32))
     actions[..., -1] = actions[..., :1, -1].sign()
     return actions

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from envs.types import Spec
 from world_model import checkpoint
 from world_model.checkpoint import CheckpointError
 
@@ -41,20 +42,21 @@ def test_what_is_read_is_what_was_written(world, words, folder, cache, candidate
     for (name, a), (other, b) in zip(world.state_dict().items(), loaded.model.state_dict().items(), strict=True):
         assert name == other and torch.equal(a, b)
     assert loaded.vocab == world.vocab and loaded.actions == world.actions and loaded.meta == META
+    assert loaded.spec == loaded.model.spec == world.spec
     assert loaded.text.encode("fold the cloth") == words.encode("fold the cloth")
     assert loaded.model.config == world.config and not loaded.model.training
     assert torch.equal(loaded.model.imagine(cache, candidates).value, world.imagine(cache, candidates).value)
 
 
 def test_half_precision_keeps_the_frames_ids(tmp_path, world, words, make_episode):
-    """Catches rounding the frame tokenizer: its ids are what the model was trained on."""
+    """Catches rounding the image tokenizer: its ids are what the model was trained on."""
     checkpoint.save(tmp_path / "half", world, words, META, dtype=torch.bfloat16)
     loaded = checkpoint.load(tmp_path / "half")
-    main = torch.from_numpy(make_episode().main)
+    main = torch.from_numpy(make_episode().images["main"])
     assert torch.equal(loaded.frames.encode(main), world.frame_tokenizer.encode(main))
     full = (tmp_path / "half" / "model.safetensors").stat().st_size
     assert full < 0.6 * 4 * sum(p.numel() for p in world.transformer.parameters()) + 60_000
-    assert loaded.model.kinds.weight.dtype == torch.float32
+    assert loaded.model.token_type_embed.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "frames.safetensors", "vocab.json", "text.json", "meta.json"])
@@ -82,25 +84,66 @@ def test_a_damaged_manifest_is_named(folder):
 
 def test_another_vocabulary_is_refused(folder, world):
     """Catches ids that mean something else than in training."""
-    other = type(world.vocab).native(world.vocab.text.size + 1, world.vocab.vision.size)
+    other = type(world.vocab).native(world.vocab.text.size + 1, world.vocab.vision.size, 2)
     rewrite(folder, "vocab.json", other.to_json().encode())
     with pytest.raises(CheckpointError, match="another vocabulary"):
         checkpoint.load(folder)
 
 
-@pytest.mark.parametrize(("field", "value"), [("action_dim", 6), ("control_hz", 10), ("state_dim", 9)])
-def test_another_robot_is_refused(folder, field, value):
-    """Catches a checkpoint for other actions moving this robot."""
+def edit_config(folder: Path, change) -> None:
     config = json.loads((folder / "config.json").read_text())
-    rewrite(folder, "config.json", json.dumps({**config, field: value}).encode())
-    with pytest.raises(CheckpointError, match=f"`{field}` {value}, this robot has"):
+    change(config)
+    rewrite(folder, "config.json", json.dumps(config).encode())
+
+
+def test_files_of_different_robots_are_refused(folder):
+    """Catches a checkpoint whose ids mean another camera, another state or other actions."""
+    for change, named in (
+        (lambda c: c["spec"]["cameras"].pop(), "the robot has 1"),
+        (lambda c: c["spec"]["cameras"][0].update(height=32), "image tokenizer is of the cameras"),
+        (lambda c: c["spec"]["state"].pop(), "size mismatch"),
+        (lambda c: c["spec"]["action"].pop(), "codes ranges and grippers"),
+        (lambda c: c["spec"]["state"][0].update(low=None), "finite range"),
+    ):
+        content = (folder / "config.json").read_bytes()
+        edit_config(folder, change)
+        with pytest.raises(CheckpointError, match=f"(?s)do not fit each other.*{named}"):
+            checkpoint.load(folder)
+        rewrite(folder, "config.json", content)
+    edit_config(folder, lambda c: c.pop("spec"))
+    with pytest.raises(CheckpointError, match="not one that this version reads.*spec"):
         checkpoint.load(folder)
+
+
+def test_the_spec_on_disk_is_the_robots(folder, world):
+    """Catches a spec that lost a range or a name on its way."""
+    config = json.loads((folder / "config.json").read_text())
+    assert Spec.from_dict(config["spec"]) == world.spec
+
+
+def test_another_format_is_refused(folder):
+    """Catches old weights read under new names."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
+    with pytest.raises(CheckpointError, match="is of format 2, this version reads 3"):
+        checkpoint.load(folder)
+
+
+def test_json_is_strict(tmp_path, world, words):
+    """Catches a bare NaN, which other readers of JSON refuse."""
+    checkpoint.save(tmp_path / "kept", world, words, {**META, "figures": {"auc": float("nan"), "psnr": [30.0]}})
+    content = (tmp_path / "kept" / "meta.json").read_text()
+
+    def refuse(name: str):
+        raise AssertionError(name)
+
+    assert json.loads(content, parse_constant=refuse)["figures"] == {"auc": None, "psnr": [30.0]}
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path, world, words):
     """Catches a diverged training being used."""
     with torch.no_grad():
-        world.kinds.weight[1, 0] = torch.nan
+        world.token_type_embed.weight[1, 0] = torch.nan
     checkpoint.save(tmp_path / "nan", world, words, META)
     with pytest.raises(CheckpointError, match="not finite"):
         checkpoint.load(tmp_path / "nan")
@@ -122,6 +165,22 @@ def test_nothing_is_overwritten(folder, world, words):
     """Catches a shipped checkpoint replaced by accident."""
     with pytest.raises(CheckpointError, match="exists already"):
         checkpoint.save(folder, world, words, META)
+
+
+def test_replacing_leaves_the_old_one_until_the_new_one_stands(folder, world, words, monkeypatch):
+    """Catches a finished checkpoint lost to a full disk while it was written again."""
+    checkpoint.save(folder, world, words, {**META, "again": 1}, replace=True)
+    assert checkpoint.load(folder).meta["again"] == 1
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(CheckpointError, match="disk is full"):
+            checkpoint.save(folder, world, words, {**META, "again": 2}, replace=True)
+    assert checkpoint.load(folder).meta["again"] == 1
+    assert [path.name for path in folder.parent.iterdir()] == ["kept"]
 
 
 def test_last_moves_only_to_whole_folders_and_two_are_kept(tmp_path, world, words):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from envs.types import MAIN_SIZE, STATE_DIM, WRIST_SIZE, Obs
+from envs.sim.table import SPEC
+from envs.types import Observation
 from world_model import checkpoint
 from world_model.model import History
 
@@ -31,14 +32,18 @@ def test_it_is_small_and_knows_its_tasks(name, shipped):
     assert set(shipped.meta["instructions"]) == TASKS[name]
 
 
+def test_it_is_of_our_robot(shipped):
+    """Catches a spec that moved on from the one the weights were trained for."""
+    assert shipped.spec == SPEC
+
+
 def test_its_imagination_obeys_the_action(shipped):
     """Catches code that has moved on from the weights: opposite pushes must lead the gripper apart."""
-    frames = [np.full((size, size, 3), 200, np.uint8) for size in (MAIN_SIZE, WRIST_SIZE)]
+    images = {c.name: np.full((c.height, c.width, 3), 200, np.uint8) for c in SPEC.cameras}
     state = np.array([-0.1, 0.0, 0.95, 0, -0.1, 0, 0.08], np.float32)
-    assert state.shape == (STATE_DIM,)
     text = tuple(shipped.text.encode(shipped.meta["instructions"][0]))
-    cache = shipped.model.prefill(History(text, ((Obs(*frames, state), None),)))
-    push = torch.zeros(2, 1, shipped.actions.chunk, shipped.actions.action_dim)
-    push[0, ..., 1], push[1, ..., 1], push[..., -1] = 0.5, -0.5, -1.0
-    left, right = shipped.model.imagine(cache, push).state[:, 0, 1]
+    cache = shipped.model.prefill([History(text, ((Observation(images, state), None),))])
+    push = torch.zeros(1, 2, 1, shipped.actions.chunk, shipped.actions.action_dim)
+    push[0, 0, ..., 1], push[0, 1, ..., 1], push[..., -1] = 0.5, -0.5, -1.0
+    left, right = shipped.model.imagine(cache, push).state[0, :, 0, 1]
     assert left - right > 0.03

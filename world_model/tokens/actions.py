@@ -119,7 +119,7 @@ class ActionTokenizer:
             high=tuple(part.high for part in spec.action),
             grippers=spec.grippers,
             coefs=tuple(coefs),
-            scale=tuple(reach[k] for count in coefs for k in range(count)),
+            scale=tuple(each for count in coefs for each in reach[:count]),
             still=tuple(float(spec.rest[i]) for i, part in enumerate(spec.action) if not part.gripper),
         )
 
@@ -130,8 +130,10 @@ class ActionTokenizer:
         coefs: coefficients of each dimension that is no gripper; without it each dimension gets the fewest that leave
         out at most 1 % of its variance over steps and chunks, M at most, and one that does not move gets none.
         Bins: all but the outermost 0.1 % of each coefficient fit, with 10 % margin.
-        Raise ValueError where `coefs` has none for a dimension that moves, by its name.
+        Raise ValueError for NaN, and where `coefs` has none for a dimension that moves, by its name.
         """
+        if not len(chunks) or not torch.isfinite(chunks).all():
+            raise ValueError("fit an action tokenizer to at least one chunk, without NaN or infinity")
         length = chunks.shape[-2]
         names = [part.name for part in spec.action if not part.gripper]
         full = cls.create(spec, (length,) * len(names), length)

@@ -23,11 +23,11 @@ from einops import rearrange
 from torch import nn
 from vector_quantize_pytorch import FSQ
 
-from envs.data.files import write_whole
+from envs.data.files import to_json, write_whole
 from envs.types import CameraSpec
 
 PATCH = 8  # pixels
-FRAMES_AT_ONCE = 256  # bounds the memory of encoding a whole episode
+IMAGES_AT_ONCE = 256  # bounds the memory of encoding a whole episode
 WEIGHTS, DESCRIPTION = "tokenizer.safetensors", "tokenizer.json"
 
 
@@ -82,7 +82,7 @@ class PatchBlock(nn.Module):
 
 
 class GridBlock(nn.Module):
-    """A residual layer that also sees the neighbours and the mean of the frame: (n, h, w, width) -> the same."""
+    """A residual layer that also sees the neighbours and the mean of the image: (n, h, w, width) -> the same."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -206,7 +206,7 @@ class ImageTokenizer(nn.Module):
         weights = safetensors.torch.save({name: value.contiguous() for name, value in self.state_dict().items()})
         description = {"config": asdict(self.config), "sha256": hashlib.sha256(weights).hexdigest()}
         write_whole(folder / WEIGHTS, weights)
-        write_whole(folder / DESCRIPTION, json.dumps({**description, "figures": figures or {}}, indent=1))
+        write_whole(folder / DESCRIPTION, to_json({**description, "figures": figures or {}}))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: torch.device | None = None) -> ImageTokenizer:
@@ -240,9 +240,9 @@ class ImageTokenizer(nn.Module):
         cameras = tuple(CameraSpec(**camera) for camera in config["cameras"])
         return cls(ImageConfig(**{**config, "cameras": cameras, "levels": tuple(config["levels"])}))
 
-    def _quantize(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _quantize(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, h, w, 3) in [-1, 1] -> latents (n, h/8, w/8, d) with straight-through gradient, ids (n, h/8, w/8)."""
-        patches = rearrange(frames, "n (h p) (w q) c -> n h w (p q c)", p=PATCH, q=PATCH)
+        patches = rearrange(images, "n (h p) (w q) c -> n h w (p q c)", p=PATCH, q=PATCH)
         latents = self.to_latent(self.encoder(self.enter(patches)))
         codes, _ = self.quantizer(latents.float().flatten(1, 2))
         ids = self.quantizer.codes_to_indices(codes)
@@ -261,15 +261,15 @@ class ImageTokenizer(nn.Module):
         return names.index(camera)
 
 
-def to_unit(frames: torch.Tensor) -> torch.Tensor:
+def to_unit(images: torch.Tensor) -> torch.Tensor:
     """u8 -> f32 in [-1, 1]."""
-    return frames.float() / 127.5 - 1
+    return images.float() / 127.5 - 1
 
 
-def to_bytes(frames: torch.Tensor) -> torch.Tensor:
+def to_bytes(images: torch.Tensor) -> torch.Tensor:
     """Values in about [-1, 1] -> u8."""
-    return ((frames.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def _in_parts(work: Callable[[torch.Tensor], torch.Tensor], frames: torch.Tensor) -> torch.Tensor:
-    return torch.cat([work(part) for part in frames.split(FRAMES_AT_ONCE)])
+def _in_parts(work: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    return torch.cat([work(part) for part in images.split(IMAGES_AT_ONCE)])

@@ -68,6 +68,7 @@ class Layout:
         unknown = [part.name for part in self.spec.state if math.isinf(part.low) or math.isinf(part.high)]
         if unknown:
             raise ValueError(f"state needs a finite range to become ids, which is not known of {', '.join(unknown)}")
+        _ = self.image_slices, self.cameras, self.image_ids, self.state, self.flag  # torch.compile cannot fill caches
 
     # Slots of the causal ids of a model step, in order: the images, the state, the chunk.
     @cached_property

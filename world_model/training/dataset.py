@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from envs.data.augmentation import Change
 from envs.types import Episode
 from world_model.tokens.actions import ActionTokenizer
 from world_model.tokens.images import ImageTokenizer
 from world_model.tokens.layout import Layout
 from world_model.tokens.text import TextTokenizer
+
+if TYPE_CHECKING:
+    from envs.data.augmentation import Change
 
 
 @dataclass(frozen=True)

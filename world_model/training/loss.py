@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from envs.types import STATE_DIM
-from world_model.tokens.layout import FLAGS, IMAGE_IDS, KEYPOINT_IDS, Sequence, Window
+from world_model.tokens.layout import FLAGS, Sequence
 from world_model.tokens.vocab import Block
 
 if TYPE_CHECKING:
     from world_model.model import WorldModel
+    from world_model.training.dataset import Batch
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Losses:
     parts: dict[str, Tensor]
 
 
-def hidden_by_step(model: WorldModel, window: Window, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def hidden_by_step(model: WorldModel, window: Batch, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states of a batch of windows (B, S steps), each (B, S, n, width): of the clean ids of every model step,
     of the draft that acts and believes there, and of the draft that says what follows the chunk.
 
@@ -47,12 +47,12 @@ def hidden_by_step(model: WorldModel, window: Window, first: int = 0) -> tuple[T
     """
     at, sequence = model.layout, Sequence(model.layout, window.action.shape[1])
     ids = sequence.ids(window)  # (B, L)
-    h, _ = model.run(ids, sequence.slots, sequence.kinds, sequence.positions(first), sequence.pieces)
+    h, _ = model.run(ids, sequence.slots, sequence.token_types, sequence.position_ids(first), sequence.segments)
     by_step = h[:, at.instruction :].unflatten(1, (-1, sequence.stride))  # (B, S, stride, width)
     return by_step.split([at.step, at.act, at.next], dim=2)
 
 
-def window_losses(model: WorldModel, window: Window, first: int = 0) -> Losses:
+def window_losses(model: WorldModel, window: Batch, first: int = 0) -> Losses:
     """Teach a batch of windows (B, S steps). first: as `hidden_by_step` takes it."""
     at = model.layout
     clean, act, following = hidden_by_step(model, window, first)
@@ -73,30 +73,31 @@ def window_losses(model: WorldModel, window: Window, first: int = 0) -> Losses:
     # What is there, (B, S, n), and how much of it counts, (B, S, 1).
     vocab, w = model.vocab, model.config.weights
     now, then = slice(None, -1), slice(1, None)
-    here, arrives, advised = (each[..., None] for each in (window.here[:, now], window.arrives, window.advised))
+    here, arrives, advised = (each[..., None] for each in (window.valid[:, now], window.next_valid, window.has_expert))
     image, state = window.image[:, now], window.state[:, now]
     next_image, next_state = window.image[:, then], window.state[:, then]
     moved = vocab.state.size // 2 + next_state - state  # an edit of this state, in bins around the middle
     changed = 1 + (w.changed - 1) * (next_image != image)
-    expert_coefs, expert_gripper = window.expert[..., :-1], window.expert[..., -1:]
+    expert_coefs, expert_gripper = window.expert.split([at.num_coefs, at.num_grippers], dim=-1)
 
     # Which hidden states say it.
     spelled = slice(-w.causal_images, None) if w.causal_images else slice(0)
-    image_h = torch.cat([ahead(at.main), ahead(at.wrist)], dim=2)[:, spelled]
-    next_h, next_state_h, next_belief_h = following.split([IMAGE_IDS, STATE_DIM, at.beliefs], dim=2)
-    belief_h, action_h = act.split([at.beliefs, at.num_coefs + 1], dim=2)
-    coefs, gripper = slice(at.action.start, at.action.stop - 1), slice(at.action.stop - 1, at.action.stop)
+    image_h = torch.cat([ahead(slots) for slots in at.cameras.values()], dim=2)[:, spelled]
+    next_h, next_state_h, next_belief_h = following.split([at.image_ids, at.state_dim, at.beliefs], dim=2)
+    belief_h, coefs_h, gripper_h = act.split([at.beliefs, at.num_coefs, at.num_grippers], dim=2)
+    middle = at.action.start + at.num_coefs
+    coefs, gripper = slice(at.action.start, middle), slice(middle, at.action.stop)
 
     def beliefs(name: str, h: Tensor, when: slice, counts: Tensor) -> dict[str, tuple]:
         """h (B, S, 15, width): value, success, held, keypoints."""
-        value_h, flags_h, points_h = h.split([1, FLAGS, KEYPOINT_IDS], dim=2)
+        value_h, flags_h, points_h = h.split([1, FLAGS, at.keypoint_ids], dim=2)
         value, points = at.value_to_bins(window.value[:, when, None]), window.keypoints[:, when]
-        told = counts * torch.isfinite(value)
+        told, flags = counts * torch.isfinite(value), window.flags[:, when]
         # Where some keypoints are known, one that is not does not exist: it stands in bin 0, which is a belief too.
         known = counts * torch.isfinite(points).any(-1, keepdim=True)
         return {
             f"{name}value": (w.value, smooth(value_h, vocab.value, value.nan_to_num(0.0)), told),
-            f"{name}flags": (w.belief, exact(flags_h, at.flag, window.flags[:, when]), counts),
+            f"{name}flags": (w.belief, exact(flags_h, at.flag, flags.clamp_min(0)), counts * (flags >= 0)),
             f"{name}keypoints": (w.belief, smooth(points_h, vocab.state, points.nan_to_num(0.0)), known),
         }
 
@@ -105,8 +106,8 @@ def window_losses(model: WorldModel, window: Window, first: int = 0) -> Losses:
         "state": (w.state * w.causal, smooth(ahead(at.state), vocab.state, state), here),
         "action": (w.action * w.causal, smooth(ahead(coefs), vocab.action, expert_coefs), advised),
         "gripper": (w.action * w.causal, exact(ahead(gripper), vocab.gripper, expert_gripper), advised),
-        "expert_action": (w.action, smooth(action_h[:, :, :-1], vocab.action, expert_coefs), advised),
-        "expert_gripper": (w.action, exact(action_h[:, :, -1:], vocab.gripper, expert_gripper), advised),
+        "expert_action": (w.action, smooth(coefs_h, vocab.action, expert_coefs), advised),
+        "expert_gripper": (w.action, exact(gripper_h, vocab.gripper, expert_gripper), advised),
         "next_image": (w.image, code(next_h, next_image, image), arrives * changed),
         "next_state": (w.state, smooth(next_state_h, vocab.state, moved), arrives),
         **beliefs("", belief_h, now, here),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from world_model.nn.transformer import KV, Piece, Transformer, TransformerConfig, attend, rotary, rotate
+from world_model.nn.transformer import KV, Segment, Transformer, TransformerConfig, attend, rotary, rotate
 
 CONFIG = TransformerConfig(width=32, num_layers=2, num_heads=4, num_kv_heads=2, hidden=64)
 VOCAB = 50
@@ -31,21 +31,21 @@ def test_cached_equals_uncached(transformer):
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-4)
 
 
-def test_pieces_equal_one_masked_attention(transformer):
-    """Catches a piece that sees too much or too little: the same rule written as one dense mask gives the same."""
-    pieces = (Piece(4), Piece(3, (0,)), Piece(2, (0, 1), causal=False), Piece(3, (1,), causal=False))
+def test_segments_equal_one_masked_attention(transformer):
+    """Catches a segment that sees too much or too little: the same rule written as one dense mask gives the same."""
+    segments = (Segment(4), Segment(3, (0,)), Segment(2, (0, 1), causal=False), Segment(3, (1,), causal=False))
     x, places = transformer.embed(ids()), torch.arange(12)
     mask = torch.zeros(12, 12, dtype=torch.bool)
     starts = [0, 4, 7, 9]
-    for i, piece in enumerate(pieces):
-        rows = slice(starts[i], starts[i] + piece.length)
-        for j in piece.sees:
-            mask[rows, starts[j] : starts[j] + pieces[j].length] = True
-        own = torch.ones(piece.length, piece.length, dtype=torch.bool)
-        mask[rows, rows] = own.tril() if piece.causal else own
+    for i, segment in enumerate(segments):
+        rows = slice(starts[i], starts[i] + segment.length)
+        for j in segment.sees:
+            mask[rows, starts[j] : starts[j] + segments[j].length] = True
+        own = torch.ones(segment.length, segment.length, dtype=torch.bool)
+        mask[rows, rows] = own.tril() if segment.causal else own
     layer = transformer.layers[0].self_attn
     turn = rotary(places, CONFIG.head_dim, CONFIG.rope_base, x.dtype)
-    out, k, v = layer(x, turn, pieces, None)
+    out, k, v = layer(x, turn, segments, None, None)
     q = layer.q_norm(layer.q_proj(x).view(2, 12, 4, 8))
     dense = attend(rotate(q.transpose(1, 2), *turn), k, v, mask).transpose(1, 2).reshape(2, 12, 32)
     torch.testing.assert_close(out, layer.o_proj(dense), atol=1e-6, rtol=1e-5)
@@ -72,11 +72,61 @@ def test_shared_prefix_serves_every_row(transformer):
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-4)
 
 
+def test_a_cache_of_some_rows_serves_as_many_each(transformer):
+    """Catches candidates of one robot that read the past of another."""
+    x = transformer.embed(ids(6))
+    _, pasts = transformer(x[:2, :6], torch.arange(6))
+    places = torch.stack([torch.arange(6, 12), torch.arange(16, 22)])  # each robot stands elsewhere in time
+    together, new = transformer(x[:, 6:], places, None, pasts)
+    assert pasts.then(new).rows == 6
+    for row in range(6):
+        robot = row // 3
+        _, past = transformer(x[robot : robot + 1, :6], torch.arange(6))
+        alone, _ = transformer(x[row : row + 1, 6:], places[robot], None, past)
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_padding_is_seen_by_nobody(transformer, precision):
+    """Catches padding that leaks into what is read, through any layer, and a NaN from ids that see only padding."""
+    x = transformer.embed(ids())
+    mask = torch.ones(2, 12, dtype=torch.bool)
+    mask[1, 3:7] = False
+    places = torch.arange(12).repeat(2, 1)
+    places[1, 7:] -= 4
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        h, kv = transformer(x, places, mask=mask)
+        after, _ = transformer(x[:, :2], places[:, -1:] + torch.arange(1, 3), None, kv)
+        short = torch.cat([x[1:, :3], x[1:, 7:]], dim=1)
+        alone, short_kv = transformer(short, torch.arange(8))
+        after_alone, _ = transformer(x[1:, :2], torch.arange(8, 10), None, short_kv)
+        remembered = transformer.remember(x, places, mask=mask)
+    tolerance = {"atol": 1e-5, "rtol": 1e-4} if precision == torch.float32 else {"atol": 0.05, "rtol": 0.05}
+    torch.testing.assert_close(h[1, 7:], alone[0, 3:], **tolerance)
+    torch.testing.assert_close(after[1:], after_alone, **tolerance)
+    assert torch.isfinite(h).all()
+    assert all(torch.equal(a, b) for a, b in zip(remembered.keys, kv.keys, strict=True))
+    assert torch.equal(remembered.part(2, 9).then(kv).mask, torch.cat([mask[:, 2:9], mask], dim=1))
+
+
+@torch.no_grad()
+def test_remembering_gives_what_reading_gives(transformer):
+    """Catches a commit that takes a short cut to other keys and values."""
+    x = transformer.embed(ids())
+    _, past = transformer(x[:1, :4], torch.arange(4))
+    _, kv = transformer(x[:, 4:], torch.arange(4, 12), None, past)
+    short = transformer.remember(x[:, 4:], torch.arange(4, 12), past)
+    for a, b in zip((*kv.keys, *kv.values), (*short.keys, *short.values), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_kv_is_a_value(transformer):
     """Catches `then` or `part` writing into what they were given."""
     _, kv = transformer(transformer.embed(ids(1)), torch.arange(12))
     before = [k.clone() for k in kv.keys]
-    longer = kv.part(0, 4).then(kv.expand(3))
+    wider = KV(*(tuple(t.expand(3, -1, -1, -1) for t in part) for part in (kv.keys, kv.values)))
+    longer = kv.part(0, 4).then(wider)
     assert len(longer) == 16 and longer.rows == 3 and isinstance(longer, KV)
     longer.keys[0].zero_()
     assert all(torch.equal(a, b) for a, b in zip(kv.keys, before, strict=True))
@@ -128,10 +178,10 @@ def test_equals_qwen3_of_transformers(transformer):
 def test_shape_errors_name_the_shape(transformer):
     """Catches a wrong shape that would broadcast or fail deep inside."""
     x = transformer.embed(ids())
-    with pytest.raises(ValueError, match=r"positions \(12,\), got \(5,\)"):
+    with pytest.raises(ValueError, match=r"positions \(12,\) or \(R, 12\).*got \(5,\)"):
         transformer(x, torch.arange(5))
     with pytest.raises(ValueError, match=r"\[3, 4\] do not add up to the 12"):
-        transformer(x, torch.arange(12), (Piece(3), Piece(4)))
+        transformer(x, torch.arange(12), (Segment(3), Segment(4)))
     _, kv = transformer(x, torch.arange(12))
     with pytest.raises(ValueError, match="2 rows cannot serve a batch of 3"):
         transformer(transformer.embed(ids(3)), torch.arange(12), None, kv)

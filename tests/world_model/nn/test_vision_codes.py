@@ -39,21 +39,21 @@ def test_it_is_the_softmax_over_the_whole_table(codes):
     assert torch.equal(codes.read(h).best(), expected.argmax(-1))
 
 
-def test_a_draft_is_a_mixture_of_staying_and_the_softmax(codes):
+def test_an_edit_is_a_mixture_of_staying_and_the_softmax(codes):
     """Catches probabilities that do not add up to one, and a `best` or a mean that forgets the id that is there."""
     h, current = torch.randn(40, 16), torch.arange(40)
     stays = codes.gate(h)[:, 0].sigmoid()
     expected = (1 - stays[:, None]) * (h @ everything(codes).T).softmax(-1)
     expected[torch.arange(40), current] += stays
-    draft = codes.read(h, current)
-    ids = draft.best()
+    edit = codes.read(h, current)
+    ids = edit.best()
     assert torch.equal(ids, expected.argmax(-1)) and 0 < (ids == current).float().mean() < 1
     target = (current + 1) % SIZE
-    torch.testing.assert_close(draft.log_prob(target).exp(), expected[torch.arange(40), target])
+    torch.testing.assert_close(edit.log_prob(target).exp(), expected[torch.arange(40), target])
     latents = torch.nn.functional.embedding_bag(
         codes.digits(torch.arange(SIZE)) + codes.starts, codes.latents, mode="sum"
     )
-    torch.testing.assert_close(draft.mean_latents(), expected @ latents)
+    torch.testing.assert_close(edit.mean_latents(), expected @ latents)
 
 
 def test_codes_that_are_near_start_near():

@@ -22,7 +22,7 @@ def test_training_does_not_depend_on_order():
 def test_ids_lie_in_the_text_block():
     """Catches text ids that collide with other blocks of the vocabulary."""
     tokenizer = TextTokenizer.train(TEXTS)
-    for vocab in (Vocab.native(tokenizer.size, 1000), Vocab.emu3()):
+    for vocab in (Vocab.native(tokenizer.size, 1000, 2), Vocab.emu3(2)):
         placed = tokenizer.within(vocab.text)
         ids = placed.encode(TEXTS[0])
         assert all(vocab.text.contains(token) for token in ids)

@@ -4,7 +4,7 @@ import torch
 
 from world_model.tokens.vocab import Block, Marks, Vocab
 
-LAYOUTS = [Vocab.native(300, 1000), Vocab.emu3(), Vocab.emu3(vision_size=1000)]
+LAYOUTS = [Vocab.native(300, 1000, 2), Vocab.emu3(1), Vocab.emu3(3, vision_size=1000)]
 
 
 @pytest.mark.parametrize("vocab", LAYOUTS, ids=["native", "emu3", "emu3-small"])
@@ -37,11 +37,11 @@ def test_select_is_in_local_order():
 
 def test_emu3_ids_are_those_of_the_pretrained_family():
     """Catches a shifted layout, with which pretrained weights would load and mean something else."""
-    vocab = Vocab.emu3()
+    vocab = Vocab.emu3(2)
     assert vocab.size == 184_622
     assert vocab.vision.encode(0) == 151_854 and vocab.vision.stop == vocab.size
     assert vocab.action.encode(0) == 151_642 and vocab.action.encode(255) == 151_387
-    assert (vocab.marks.bos, vocab.marks.bom, vocab.marks.eom) == (151_849, 151_852, 151_853)
+    assert (vocab.marks.bos, *vocab.marks.cameras[0]) == (151_849, 151_852, 151_853)
     assert (vocab.marks.boa, vocab.marks.eoa) == (151_844, 151_845)
 
 
@@ -57,11 +57,24 @@ def test_json_round_trip_and_fingerprint():
 
 def test_overlap_and_foreign_ids_are_refused():
     """Catches a hand-made vocabulary in which two things share an id."""
-    good = Vocab.native(10, 10)
+    good = Vocab.native(10, 10, 1)
     with pytest.raises(ValueError, match="vision"):
         Vocab.from_json(good.to_json().replace(f'"start": {good.vision.start}', '"start": 12'))
     with pytest.raises(ValueError, match="no block"):
         good.block_of(good.size)
     with pytest.raises(ValueError, match="room for"):
-        Vocab.emu3(vision_size=40_000)
+        Vocab.emu3(1, vision_size=40_000)
+    with pytest.raises(ValueError, match="marks for 97 cameras"):
+        Vocab.emu3(98)
     assert isinstance(good.marks, Marks)
+
+
+def test_every_camera_has_marks_of_its_own():
+    """Catches two cameras that the model could not tell apart, and marks that shifted: those of two cameras are the
+    ids that the shipped weights were trained with."""
+    assert Vocab.native(300, 1000, 2).marks == Marks(300, 301, 302, ((303, 304), (305, 306)), *range(307, 314))
+    for make in (lambda n: Vocab.native(300, 1000, n), Vocab.emu3):
+        for cameras in (1, 3, 20):
+            marks = make(cameras).marks
+            assert len(marks.cameras) == cameras and len(set(marks.all)) == 10 + 2 * cameras
+    assert Vocab.emu3(2).marks.cameras[1] == (151_647, 151_648)
