@@ -163,7 +163,7 @@ def uncertainty_of(checkpoint: str, batch: int = 32) -> Uncertainty:
     import torch  # collecting without it does without torch
 
     from world_model import checkpoint as checkpoints
-    from world_model.metrics.held_out import foresee
+    from world_model.metrics.windows import imagine_batch
     from world_model.training.dataset import EpisodeDataset
 
     loaded = checkpoints.load(Path(checkpoint), torch.device("cpu"))
@@ -174,7 +174,7 @@ def uncertainty_of(checkpoint: str, batch: int = 32) -> Uncertainty:
         dataset = EpisodeDataset.of(episode, model.layout, loaded.frames, loaded.actions, loaded.text)
         starts = np.arange(len(dataset))
         parts = [starts[i : i + batch] for i in range(0, len(starts), batch)]
-        unsure = torch.cat([foresee(model, dataset.batch(part, 2)).uncertainty[:, 0] for part in parts]).numpy()
+        unsure = torch.cat([imagine_batch(model, dataset.batch(part, 2)).uncertainty[:, 0] for part in parts]).numpy()
         return np.concatenate([np.full(chunk, unsure[0]), unsure])[: len(starts)]  # a window begins one chunk earlier
 
     return uncertainty

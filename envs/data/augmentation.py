@@ -2,20 +2,27 @@
 
 Episodes differ by how they look. A model that sees few of them tells them apart by their colours and remembers where
 each cloth lay, instead of looking: on held-out episodes it was 4.5 cm off where it is 1.5 cm off with other colours and
-places in every batch (LOG.md). Frames are changed before they become ids, so all ids of a window tell one story.
+places in every batch (LOG.md). Images are changed before they become ids, so all ids of a window tell one story.
+
+Colours can be changed for any robot. The scene can only be moved where every image can move with it: a fixed camera
+needs its pose for that, and one that is attached to the hand moves by itself. The state must tell where the hand is, in
+metres, to move along. Where a camera is neither, or there is no such position, nothing is moved at all, because an
+image that stayed where the labels move would teach a lie.
 
 Sources: random shifts (DrQ, Kostrikov et al. 2021; RAD, Laskin et al. 2020), here of the scene instead of the
-picture, so that state and keypoints move along and stay true.
+image, so that state and keypoints move along and stay true.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from envs.data.camera import Camera
+from envs.data.camera import CameraPose
+from envs.types import Spec
 
 
 @dataclass(frozen=True)
@@ -25,21 +32,36 @@ class Augmentation:
     share: of samples whose colours change, and, drawn apart, of those whose place does.
     hue: radians, standard deviation of the turn about grey.
     gain: range of each channel's scale.
-    shift: metres, the most that the scene is moved along x and y.
-    camera: the main one.
+    shift: metres, the most that the scene is moved along x and y; 0 to leave it where it is.
+    poses: of the fixed cameras, by name. attached: names of the cameras that move with the hand.
+    ground: metres, height of the plane on which the scene stands, for which the shift is exact.
     """
 
     share: float = 0.7
     hue: float = 0.5
     gain: tuple[float, float] = (0.7, 1.1)
-    shift: float = 0.04
-    camera: Camera = Camera()
+    shift: float = 0.0
+    poses: Mapping[str, CameraPose] = field(default_factory=dict)
+    attached: tuple[str, ...] = ()
+    ground: float = 0.0
 
-    @classmethod
-    def from_dict(cls, raw: dict) -> Augmentation:
-        """The inverse of `dataclasses.asdict`, also from lists."""
-        camera = {name: tuple(v) if isinstance(v, list) else v for name, v in raw["camera"].items()}
-        return cls(**{**raw, "gain": tuple(raw["gain"]), "camera": Camera(**camera)})
+    def __post_init__(self) -> None:
+        if not (0 <= self.share <= 1 and self.hue >= 0 and self.shift >= 0 and 0 <= self.gain[0] <= self.gain[1]):
+            raise ValueError(
+                "an augmentation's `share` must be in [0, 1], `hue` and `shift` 0 or more, `gain` a range from low to "
+                f"high, got share={self.share}, hue={self.hue}, shift={self.shift}, gain={self.gain}"
+            )
+
+    def cannot_shift(self, spec: Spec) -> str:
+        """Why a robot's scene cannot be moved, in words; empty where it can."""
+        unknown = [camera.name for camera in spec.cameras if camera.name not in (*self.poses, *self.attached)]
+        if unknown:
+            return f"the pose of camera {', '.join(unknown)} is not known"
+        return "" if spec.positions else "no state says where the hand is, in metres"
+
+    def of(self, spec: Spec) -> Augmentation:
+        """What of this can be done for a robot: without the shift where its scene cannot be moved."""
+        return replace(self, shift=0.0) if self.cannot_shift(spec) else self
 
     def draw(self, count: int, rng: torch.Generator) -> Change:
         """One change for each of `count` samples. rng: a CPU generator."""
@@ -52,33 +74,41 @@ class Augmentation:
         cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None]
         colours = gain[:, :, None] * (cosine * torch.eye(3) + (1 - cosine) / 3 + sine * across)
         shift = (2 * torch.rand(count, 2, generator=rng) - 1) * self.shift * moved[:, None]
-        return Change(colours, shift, self.camera)
+        return Change(colours, shift, self.poses if self.shift else {}, self.ground)
 
 
 @dataclass(frozen=True)
 class Change:
-    """What is done to each of n samples, to all frames of a sample alike.
+    """What is done to each of n samples, to all images of a sample alike.
 
-    colours: (n, 3, 3) f32 matrices. shift: (n, 2) f32 metres along x and y.
+    colours: (n, 3, 3) f32 matrices. shift: (n, 2) f32 metres along x and y. poses: of the cameras whose images have to
+    be moved for that. ground: height of the plane on which the scene stands, metres.
     """
 
     colours: Tensor
     shift: Tensor
-    camera: Camera
+    poses: Mapping[str, CameraPose]
+    ground: float
 
-    def main(self, frames: Tensor) -> Tensor:
-        """Frames of the main view (n, ..., 64, 64, 3) u8 -> the same shape."""
-        each = frames.shape[1:-3].numel()
-        shift = self.shift.repeat_interleave(each, dim=0)
-        return self.wrist(self.camera.shift_scene(frames.flatten(0, -4), shift).view(frames.shape))
-
-    def wrist(self, frames: Tensor) -> Tensor:
-        """Frames (n, ..., h, w, 3) u8 -> the same shape; the hand's own camera moves with the scene."""
-        colours = self.colours.to(frames.device).view(len(frames), *[1] * (frames.ndim - 3), 3, 3)
-        return (frames.float() @ colours.mT).clamp(0, 255).round().to(torch.uint8)
+    def images(self, camera: str, images: Tensor) -> Tensor:
+        """Images of one camera (n, ..., h, w, 3) u8 -> the same shape."""
+        if camera in self.poses:
+            each = images.shape[1:-3].numel()
+            shift = self.shift.repeat_interleave(each, dim=0)
+            images = self.poses[camera].shift_scene(images.flatten(0, -4), shift, self.ground).view(images.shape)
+        colours = self.colours.to(images.device).view(len(images), *[1] * (images.ndim - 3), 3, 3)
+        return (images.float() @ colours.mT).clamp(0, 255).round().to(torch.uint8)
 
     def points(self, points: Tensor) -> Tensor:
-        """World points or states (n, ..., d) in m, x and y first -> the same shape."""
-        moved = points.clone()
-        moved[..., :2] += self.shift.to(points).view(len(points), *[1] * (points.ndim - 2), 2)
+        """World points (n, ..., 3) in m -> the same shape."""
+        return self._moved(points, ((0, 1, 2),))
+
+    def state(self, state: Tensor, positions: tuple[tuple[int, int, int], ...]) -> Tensor:
+        """States (n, ..., P) -> the same shape. positions: the dimensions that are positions, `Spec.positions`."""
+        return self._moved(state, positions)
+
+    def _moved(self, values: Tensor, positions: tuple[tuple[int, int, int], ...]) -> Tensor:
+        moved = values.clone()
+        for x, y, _ in positions:
+            moved[..., [x, y]] += self.shift.to(values).view(len(values), *[1] * (values.ndim - 2), 2)
         return moved

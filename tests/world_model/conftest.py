@@ -58,7 +58,7 @@ def dataset(world, text, make_episode) -> EpisodeDataset:
 @pytest.fixture
 def batch(dataset) -> Batch:
     """Four windows of 3 model steps that lie within their episodes, one of each."""
-    return dataset.window(65 * np.arange(4) + [5, 20, 33, 12], 3)
+    return dataset.batch(65 * np.arange(4) + [5, 20, 33, 12], 3)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from world_model import decoding
 from world_model.model import History, Imagination, WorldModel
 from world_model.tokens.layout import Sequence
 from world_model.tokens.vocab import Vocab
-from world_model.training.loss import window_losses
+from world_model.training.loss import batch_losses
 
 
 def hidden(world, batch, ids=None):
@@ -194,7 +194,7 @@ def test_an_edit_prefers_to_copy(world, cache, candidates):
 
 def test_history_of_frames_equals_history_of_ids(world, dataset, make_episode, text):
     """Catches `prefill` encoding other ids than training did."""
-    episode, batch = make_episode(0, steps=64), dataset.window(np.array([8]), 2)
+    episode, batch = make_episode(0, steps=64), dataset.batch(np.array([8]), 2)
     words = tuple(text.within(world.vocab.text).encode(episode.instruction))
     history = History(words, ((episode.obs(8), episode.action[8:16]), (episode.obs(16), None)))
     cache = world.prefill([history])
@@ -236,7 +236,7 @@ def test_the_layout_of_emu3_works_too(world, batch, candidates):
     model = WorldModel(world.config, world.spec, vocab, world.frame_tokenizer, world.actions)
     instruction = torch.stack([model.layout.instruction_ids([5, 6])] * 4)
     there = replace(batch, instruction=instruction)
-    losses = window_losses(model, there)
+    losses = batch_losses(model, there)
     losses.total.backward()
     assert torch.isfinite(losses.total)
     trained = model.transformer.embed_tokens.weight.grad.abs().sum(1) > 0
@@ -250,7 +250,7 @@ def test_every_vision_id_can_have_its_own_row(world, batch, candidates):
     config = replace(world.config, factored=False)
     model = WorldModel(config, world.spec, world.vocab, world.frame_tokenizer, world.actions)
     assert len(model.vision.rows) == world.vocab.vision.size > len(world.vision.rows)
-    window_losses(model, batch).total.backward()
+    batch_losses(model, batch).total.backward()
     cache = model.context(batch.instruction[:1], [(batch.image[:1, 0], batch.state[:1, 0])], [])
     future = model.imagine(cache, candidates)
     assert model.decode_frames(future[0])["main"].shape == (5, 2, 64, 64, 3)
@@ -261,7 +261,7 @@ def test_step_embeddings_can_be_switched_off(world, batch):
     """Catches embeddings that come back by training."""
     config = replace(world.config, step_embed=False)
     model = WorldModel(config, world.spec, world.vocab, world.frame_tokenizer, world.actions)
-    window_losses(model, batch).total.backward()
+    batch_losses(model, batch).total.backward()
     assert model.step_embed.weight.grad is None and not model.step_embed.weight.any()
 
 

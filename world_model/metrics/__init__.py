@@ -1,1 +1,1 @@
-"""How much of the truth is in a model: reconstruction, held-out episodes, fidelity of imagination."""
+"""How much of the truth is in a model: reconstruction of images, held-out episodes, fidelity of imagination."""

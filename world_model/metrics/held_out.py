@@ -6,175 +6,142 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from world_model.model import Imagination, WorldModel
-from world_model.tokens.images import MAIN_IDS
-from world_model.tokens.layout import Tracks, Window
-from world_model.training.loss import window_losses
+from world_model.metrics.states import error_name, state_error
+from world_model.metrics.statistics import DIGITS, correlation, expected_calibration_error, mean, mean_by_column
+from world_model.metrics.windows import context, imagine_batch, longest, spread_evenly
+from world_model.model import WorldModel
+from world_model.training.dataset import UNKNOWN, Batch, EpisodeDataset
+from world_model.training.loss import batch_losses
 
-AHEAD = 4  # model steps imagined
+AHEAD = 4  # model steps imagined, where episodes are long enough
 BATCH = 32
 ACTED = 2  # control steps of a chunk that are executed before looking again
 
 
-def pick(tracks: Tracks, count: int, ahead: int = AHEAD) -> np.ndarray:
-    """Up to `count` rows, evenly spread, from which a step of history and `ahead` more lie within the episode."""
-    fits = np.flatnonzero(np.arange(len(tracks)) + (ahead + 1) * tracks.layout.chunk_steps <= tracks.last)
-    if not len(fits):
-        raise ValueError(f"no held-out episode is long enough to imagine {ahead} model steps ahead")
-    return fits[np.linspace(0, len(fits) - 1, min(count, len(fits))).astype(int)]
-
-
-def spread(tracks: Tracks, count: int, ahead: int = AHEAD) -> np.ndarray:
-    """`count` rows, as many from a short episode as from a long one, from which `ahead` model steps lie within it:
-    else what fails, which lasts longest, is most of what is seen."""
-    fits = np.flatnonzero(np.arange(len(tracks)) + ahead * tracks.layout.chunk_steps <= tracks.last)
-    if not len(fits):
-        raise ValueError(f"no episode is {ahead} model steps long: give longer ones")
-    each = np.split(fits, np.flatnonzero(np.diff(tracks.last[fits])) + 1)
-    shares = [len(share) for share in np.array_split(np.arange(count), len(each))]
-    even = [np.linspace(0, len(rows) - 1, min(n, len(rows))) for rows, n in zip(each, shares, strict=True)]
-    return np.concatenate([rows[places.astype(int)] for rows, places in zip(each, even, strict=True)])
-
-
 @torch.no_grad()
-def losses(model: WorldModel, tracks: Tracks, starts: np.ndarray, steps: int) -> dict[str, float]:
+def losses(model: WorldModel, dataset: EpisodeDataset, starts: np.ndarray, steps: int) -> dict[str, float]:
     """Nats an id of every kind, and of the next image when the executed actions are another window's."""
     sums: dict[str, float] = {}
     for part in np.array_split(starts, max(1, len(starts) // BATCH)):
-        window = tracks.window(part, steps).to(model.device)
-        other = replace(window, action=window.action.roll(1, 0))
-        found = window_losses(model, window)
+        batch = dataset.batch(part, steps).to(model.device)
+        other = replace(batch, action=batch.action.roll(1, 0))
+        found = batch_losses(model, batch)
         figures = {"loss": found.total, **{f"{k}_nats": v for k, v in found.parts.items()}}
-        figures["next_image_nats_shuffled"] = window_losses(model, other).parts["next_image"]
+        figures["next_image_nats_shuffled"] = batch_losses(model, other).parts["next_image"]
         for name, value in figures.items():
             sums[name] = sums.get(name, 0.0) + float(value) * len(part) / len(starts)
     return sums
 
 
-def foresee(model: WorldModel, window: Window, shuffled: bool = False) -> Imagination:
-    """Imagine a window's own actions from its second step on, its first being history. shuffled: another window's."""
-    views = [(window.image[:, s], window.state[:, s]) for s in (0, 1)]
-    cache = model.context(window.instruction, views, [window.action[:, 0]])
-    codes = window.action[:, 1:]
-    return model.imagine(cache, model.actions.decode(codes.roll(1, 0) if shuffled else codes))
+def evaluate(model: WorldModel, dataset: EpisodeDataset, count: int = 256) -> dict:
+    """The figures of imagination, belief and action; lists run over horizons of 1 .. AHEAD model steps, or as far as
+    the episodes reach. What a robot has not got (keypoints, grippers, an expert) has no figures.
 
-
-def measure(model: WorldModel, tracks: Tracks, count: int = 256) -> dict:
-    """The figures of imagination, belief and action; lists run over horizons of 1 .. AHEAD model steps."""
-    layout, rows = model.layout, []
-    for starts in np.array_split(pick(tracks, count), max(1, count // BATCH)):
-        window = tracks.window(starts, AHEAD + 1).to(model.device)
-        now, then = window.image[:, 1:2], window.image[:, 2:]  # (B, 1, 80), (B, AHEAD, 80)
-        future, other = foresee(model, window), foresee(model, window, shuffled=True)
-        ids = torch.cat([future.main_ids, future.wrist_ids], dim=-1)
-        true_state, now_state = layout.from_bins(window.state[:, 2:]), layout.from_bins(window.state[:, 1:2])
-        true_points = layout.points_from_bins(window.keypoints[:, 1:])  # (B, 1 + AHEAD, 4, 3)
-
-        cache = model.context(window.instruction, [(window.image[:, s], window.state[:, s]) for s in (0, 1)],
-                              [window.action[:, 0]])  # fmt: skip
-        reading = model.read(cache)
-        held = torch.cat([reading.belief.held[:, None], future.held], dim=1)
-        act = model.actions.decode_median(reading.coefs, reading.gripper)[:, :ACTED]
-        advice = model.actions.decode(window.expert[:, 1])[:, :ACTED]
-        asked = torch.where(window.advised[:, 1] > 0, 1.0, torch.nan)[:, None]
-        rows.append({
-            "right": (ids == then).float().mean(-1),  # (B, AHEAD)
-            "right_copy": (now == then).float().mean(-1),
-            "right_changed": nan_mean((ids == then).float(), now != then),
-            "gripper": distance(future.state, true_state),
-            "gripper_copy": distance(now_state, true_state),
-            "gripper_shuffled": distance(other.state, true_state),
-            "points_next": (future.keypoints - true_points[:, 1:]).norm(dim=-1).nanmean(-1),
-            "points_next_copy": (true_points[:, :1] - true_points[:, 1:]).norm(dim=-1).nanmean(-1),
-            "points_now": (reading.belief.keypoints - true_points[:, 0]).norm(dim=-1).nanmean(-1)[:, None],
-            "value": torch.cat([reading.belief.value[:, None], future.value], dim=1),
-            "value_true": window.value[:, 1:],
-            "held": ((held > 0.5) == window.flags[:, 1:, 1]).float(),
-            "uncertainty": future.uncertainty,
-            "action": asked * (act - advice)[..., :-1].square().mean((1, 2))[:, None],
-            "gripper_command": asked * (act[..., -1] == advice[..., -1]).float().mean(1)[:, None],
-        })  # fmt: skip
+    ValueError where no episode is two model steps long.
+    """
+    spec, ahead = model.spec, max(1, min(AHEAD, longest(dataset) - 1))
+    rows = []
+    for starts in np.array_split(spread_evenly(dataset, count, ahead + 1), max(1, count // BATCH)):
+        if len(starts):
+            rows.append(_compare(model, dataset.batch(starts, ahead + 1).to(model.device)))
     found = {name: torch.cat([row[name] for row in rows]).float().cpu().numpy() for name in rows[0]}
 
     def by_horizon(name: str, scale: float = 1.0) -> list[float]:
-        return [round(float(scale * v), 4) for v in np.nanmean(found[name], axis=0)]
+        return mean_by_column(found[name], scale)
 
-    told = np.isfinite(found["value_true"])
-    value, truth = (found[name][:, 1][told[:, 1]] for name in ("value", "value_true"))  # one model step ahead
-    value_now, truth_now = (found[name][:, 0][told[:, 0]] for name in ("value", "value_true"))
-    known = np.isfinite(found["points_next"][:, 0])
-    return {
-        "windows": len(told),
+    known = np.isfinite(found["value_true"])
+    value, truth = (found[name][:, 1][known[:, 1]] for name in ("value", "value_true"))  # one model step ahead
+    value_now, truth_now = (found[name][:, 0][known[:, 0]] for name in ("value", "value_true"))
+    name, scale = error_name(spec)
+    figures = {
+        "windows": len(known),
         "id_accuracy": by_horizon("right"),
         "id_accuracy_copy": by_horizon("right_copy"),
         "id_accuracy_changed": by_horizon("right_changed"),
-        "gripper_cm": by_horizon("gripper", 100),
-        "gripper_cm_copy": by_horizon("gripper_copy", 100),
-        "gripper_cm_shuffled": by_horizon("gripper_shuffled", 100),
-        "keypoint_cm": by_horizon("points_next", 100),
-        "keypoint_cm_copy": by_horizon("points_next_copy", 100),
-        "keypoint_cm_now": by_horizon("points_now", 100)[0],
-        "held_accuracy": by_horizon("held"),
+        name: by_horizon("state", scale),
+        f"{name}_copy": by_horizon("state_copy", scale),
+        f"{name}_shuffled": by_horizon("state_shuffled", scale),
         "value_correlation": correlation(value, truth),
         "value_now_correlation": correlation(value_now, truth_now),
-        "value_ece": calibration_error(value, truth),
-        "uncertainty_correlation": correlation(found["uncertainty"][known, 0], found["points_next"][known, 0]),
-        "action_rms": round(float(np.sqrt(np.nanmean(found["action"]))), 4),
-        "gripper_accuracy": round(float(np.nanmean(found["gripper_command"])), 4),
+        "value_ece": expected_calibration_error(value, truth),
+    }
+    error = found["keypoints" if spec.keypoints else "state"][:, 0]
+    seen = np.isfinite(error)
+    figures["uncertainty_correlation"] = correlation(found["uncertainty"][seen, 0], error[seen])
+    if spec.keypoints:
+        figures |= {
+            "keypoint_cm": by_horizon("keypoints", 100), "keypoint_cm_copy": by_horizon("keypoints_copy", 100),
+            "keypoint_cm_now": by_horizon("keypoints_now", 100)[0],
+        }  # fmt: skip
+    if np.isfinite(found["held"]).any():
+        figures["held_accuracy"] = by_horizon("held")
+    if np.isfinite(found["action"]).any():
+        figures["action_rms"] = round(float(np.sqrt(np.nanmean(found["action"]))), DIGITS)
+    if np.isfinite(found["gripper_command"]).any():
+        figures["gripper_accuracy"] = mean(found["gripper_command"])
+    return figures
+
+
+def _compare(model: WorldModel, batch: Batch) -> dict[str, Tensor]:
+    """Imagination, beliefs and actions of a batch of windows against what was recorded, a row a window; NaN where the
+    truth is unknown."""
+    layout, spec = model.layout, model.spec
+    now, then = batch.image[:, 1:2], batch.image[:, 2:]  # (B, 1, K), (B, H, K)
+    future, other = imagine_batch(model, batch), imagine_batch(model, batch, shuffled=True)
+    true_state, now_state = layout.from_bins(batch.state[:, 2:]), layout.from_bins(batch.state[:, 1:2])
+    true_points = layout.points_from_bins(batch.keypoints[:, 1:])  # (B, 1 + H, n, 3)
+    readout = model.read(context(model, batch))
+    held, flags = torch.cat([readout.belief.held[:, None], future.held], dim=1), batch.flags[:, 1:, 1]
+    return {
+        "right": (future.image_ids == then).float().mean(-1),  # (B, H)
+        "right_copy": (now == then).float().mean(-1),
+        "right_changed": _mean_where((future.image_ids == then).float(), now != then),
+        "state": state_error(spec, future.state, true_state),
+        "state_copy": state_error(spec, now_state, true_state),
+        "state_shuffled": state_error(spec, other.state, true_state),
+        "keypoints": (future.keypoints - true_points[:, 1:]).norm(dim=-1).nanmean(-1),
+        "keypoints_copy": (true_points[:, :1] - true_points[:, 1:]).norm(dim=-1).nanmean(-1),
+        "keypoints_now": (readout.belief.keypoints - true_points[:, 0]).norm(dim=-1).nanmean(-1)[:, None],
+        "value": torch.cat([readout.belief.value[:, None], future.value], dim=1),
+        "value_true": batch.value[:, 1:],
+        "held": ((held > 0.5) == flags).float().masked_fill(flags == UNKNOWN, torch.nan),
+        "uncertainty": future.uncertainty,
+        **_compare_actions(model, batch, model.likeliest(readout)),
     }
 
 
-def distance(state: Tensor, true: Tensor) -> Tensor:
-    """Between gripper positions of states (..., P), in m."""
-    return (state[..., :3] - true[..., :3]).norm(dim=-1)
+def _compare_actions(model: WorldModel, batch: Batch, act: Tensor) -> dict[str, Tensor]:
+    """The model's chunk (B, M, A) against the expert's, (B, 1) each: the mean squared difference in halves of the
+    range, and the share of gripper commands that are the same."""
+    spec = model.spec
+    half = torch.from_numpy((spec.action_high - spec.action_low) / 2).to(act)
+    difference = (act - model.actions.decode(batch.expert[:, 1]))[:, :ACTED] / half
+    asked = torch.where(batch.has_expert[:, 1] > 0, 1.0, torch.nan)[:, None]
+    grippers = list(spec.grippers)
+    others = [i for i in range(len(spec.action)) if i not in grippers]
+    return {
+        "action": asked * difference[..., others].square().mean((1, 2))[:, None],
+        "gripper_command": asked * (difference[..., grippers] == 0).float().mean((1, 2))[:, None],
+    }
 
 
-def nan_mean(values: Tensor, where: Tensor) -> Tensor:
+def _mean_where(values: Tensor, where: Tensor) -> Tensor:
     """Mean over the last dimension of the values that count; NaN where none does."""
     return (values * where).sum(-1) / where.sum(-1)
 
 
-def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's r; 0 where one of them never varies."""
-    if np.std(a) < 1e-8 or np.std(b) < 1e-8:
-        return 0.0
-    return round(float(np.corrcoef(a, b)[0, 1]), 4)
-
-
-def calibration_error(predicted: np.ndarray, true: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error of numbers in [0, 1]: mean gap between what a bin predicts and what follows."""
-    which = np.minimum((predicted * bins).astype(int), bins - 1)
-    gaps = [abs(predicted[which == b].mean() - true[which == b].mean()) * (which == b).mean() for b in set(which)]
-    return round(float(sum(gaps)), 4)
-
-
-def picture(model: WorldModel, tracks: Tracks, rows: int = 4, scale: int = 3) -> Image.Image:
-    """Pairs of strips, now and AHEAD model steps on: what the codes of the real frames show, and the imagined."""
-    window = tracks.window(pick(tracks, rows), AHEAD + 1).to(model.device)
-    main, wrist = model.paint(foresee(model, window))  # (rows, AHEAD, h, w, 3)
-    real_main, real_wrist = model.frames(window.image[:, 1:, :MAIN_IDS]), model.frames(window.image[:, 1:, MAIN_IDS:])
-    strips = []
-    for i in range(len(main)):
-        imagined = torch.cat([real_main[i, :1], main[i]]), torch.cat([real_wrist[i, :1], wrist[i]])
-        strips += [strip(real_main[i], real_wrist[i]), strip(*imagined)]
-    return Image.fromarray(np.concatenate(strips).repeat(scale, 0).repeat(scale, 1))
-
-
-def strip(main: Tensor, wrist: Tensor) -> np.ndarray:
-    """Frames side by side, each with its wrist view: (n, 64, 64, 3), (n, 32, 32, 3) u8 -> (66, w, 3) u8."""
-    wrist = np.pad(wrist.cpu().numpy(), ((0, 0), (0, main.shape[1] - wrist.shape[1]), (0, 4), (0, 0)))
-    row = np.concatenate([view for pair in zip(main.cpu().numpy(), wrist, strict=True) for view in pair], axis=1)
-    return np.pad(row, ((0, 2), (0, 0), (0, 0)))
-
-
 def table(figures: dict) -> str:
     """The figures as a person reads them."""
-    width = max(len(name) for name in figures)
+    shown = {name: value for name, value in figures.items() if not isinstance(value, dict)}
+    width = max(len(name) for name in shown)
+
+    def text(value: float | None) -> str:
+        return "     n/a" if value is None else f"{value:8.3f}"
+
     lines = []
-    for name, value in figures.items():
-        shown = "  ".join(f"{v:8.3f}" for v in value) if isinstance(value, list) else f"{value:8.3f}"
-        lines.append(f"  {name:{width}}  {shown}")
+    for name, value in shown.items():
+        values = value if isinstance(value, list) else [value]
+        lines.append(f"  {name:{width}}  {'  '.join(map(text, values))}")
     return "\n".join(lines)

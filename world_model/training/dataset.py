@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from envs.types import Episode
+from envs.data.augmentation import Change
+from envs.types import HELD_UNKNOWN, Episode, Spec
 from world_model.tokens.actions import ActionTokenizer
 from world_model.tokens.images import ImageTokenizer
 from world_model.tokens.layout import Layout
 from world_model.tokens.text import TextTokenizer
 
-if TYPE_CHECKING:
-    from envs.data.augmentation import Change
+UNKNOWN = -1  # in place of a flag that nobody knows
+WIDER = 0.1  # of what was seen, on each side of a fitted range
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Batch:
     image: Tensor  # (B, S + 1, K) i64, all cameras
     state: Tensor  # (B, S + 1, P) f32, bins
     value: Tensor  # (B, S + 1) f32 in [0, 1], NaN where unknown
-    flags: Tensor  # (B, S + 1, 2) i64, success and held, -1 where unknown
+    flags: Tensor  # (B, S + 1, 2) i64, success and held, UNKNOWN where nobody knows
     keypoints: Tensor  # (B, S + 1, 3 n) f32, bins, NaN where unknown
     action: Tensor  # (B, S, Ka) i64, executed
     expert: Tensor  # (B, S, Ka) i64
@@ -45,15 +47,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class EpisodeDataset:
-    """Episodes laid end to end, in memory (15 KiB a control step), so that a training step only gathers. R
-    observations in all. Frames become ids when a window is cut, so that each time they can be others."""
+    """Episodes laid end to end, in memory (15 KiB a control step with images of 64 and 32 pixels), so that a training
+    step only gathers. R observations in all. Images become ids when a batch is cut, so that each time they can be
+    others."""
 
     layout: Layout
     frames: ImageTokenizer
     images: dict[str, np.ndarray]  # camera -> (R, h, w, 3) u8
-    state: np.ndarray  # (R, P) f32, m and rad
+    state: np.ndarray  # (R, P) f32, the robot's units
     value: np.ndarray  # (R,) f32, NaN where unknown
-    flags: np.ndarray  # (R, 2) i8
+    flags: np.ndarray  # (R, 2) i8, UNKNOWN where nobody knows
     keypoints: np.ndarray  # (R, n, 3) f32, m, NaN where unknown
     action: np.ndarray  # (R, Ka) i16, the chunk executed from here on
     expert: np.ndarray  # (R, Ka) i16, the chunk the expert advises from here on
@@ -70,24 +73,26 @@ class EpisodeDataset:
         cls, episode: Episode, layout: Layout, frames: ImageTokenizer, actions: ActionTokenizer, text: TextTokenizer,
         discount: float = 0.997,
     ) -> EpisodeDataset:  # fmt: skip
-        """One episode."""
+        """One episode. ValueError where it is of another robot than the layout."""
+        layout.spec.require(episode.spec, "the model", f"the episode of seed {episode.seed}")
         steps, chunk = len(episode), layout.chunk_steps
         if actions.num_coefs != layout.num_coefs or actions.chunk != chunk:
             raise ValueError(
                 f"the layout has {layout.num_coefs} coefficients of {chunk} steps, "
                 f"the action tokenizer {actions.num_coefs} of {actions.chunk}"
             )
-        executed = chunks(episode.action, chunk)  # (T + 1, M, A)
-        advice = chunks(episode.expert, chunk)
+        executed = chunks(episode.action, chunk, episode.spec)  # (T + 1, M, A)
+        advice = chunks(episode.expert, chunk, episode.spec)
         has_expert = np.isfinite(advice).all((1, 2)) & (np.arange(steps + 1) < steps)
         instruction = layout.instruction_ids(text.encode(episode.instruction))
+        held = np.where(episode.held == HELD_UNKNOWN, UNKNOWN, episode.held >= 0)
         return cls(
             layout=layout,
             frames=frames,
             images=episode.images,
             state=episode.state.astype(np.float32),
             value=value_to_come(episode.success, discount, episode.off_task_steps),
-            flags=np.stack([episode.success, episode.held >= 0], axis=1).astype(np.int8),
+            flags=np.stack([episode.success, held], axis=1).astype(np.int8),
             keypoints=episode.keypoints.astype(np.float32),
             action=actions.encode(torch.from_numpy(executed)).numpy().astype(np.int16),
             expert=actions.encode(torch.from_numpy(np.nan_to_num(advice))).numpy().astype(np.int16),
@@ -98,18 +103,18 @@ class EpisodeDataset:
         )
 
     @classmethod
-    def join(cls, tracks: list[EpisodeDataset]) -> EpisodeDataset:
+    def join(cls, parts: Sequence[EpisodeDataset]) -> EpisodeDataset:
         """Lay them end to end."""
-        if not tracks:
-            raise ValueError("there are no episodes to train on")
-        starts = np.cumsum([0] + [len(t) for t in tracks[:-1]])
-        moved = [replace(t, last=t.last + start) for t, start in zip(tracks, starts, strict=True)]
+        if not parts:
+            raise ValueError("there are no episodes to lay end to end")
+        starts = np.cumsum([0] + [len(part) for part in parts[:-1]])
+        moved = [replace(part, last=part.last + start) for part, start in zip(parts, starts, strict=True)]
         names = [f.name for f in fields(cls) if f.name not in ("layout", "frames", "images")]
-        joined = {name: np.concatenate([getattr(t, name) for t in moved]) for name in names}
-        images = {name: np.concatenate([t.images[name] for t in moved]) for name in tracks[0].images}
-        return cls(tracks[0].layout, tracks[0].frames, images, **joined)
+        joined = {name: np.concatenate([getattr(part, name) for part in moved]) for name in names}
+        images = {name: np.concatenate([part.images[name] for part in moved]) for name in parts[0].images}
+        return cls(parts[0].layout, parts[0].frames, images, **joined)
 
-    def window(self, starts: np.ndarray, steps: int, change: Change | None = None) -> Batch:
+    def batch(self, starts: np.ndarray, steps: int, change: Change | None = None) -> Batch:
         """The windows of `steps` model steps from rows `starts` (B,); what lies beyond an episode's end weighs 0.
 
         change: to other colours and places, one for each window.
@@ -118,20 +123,20 @@ class EpisodeDataset:
         rows = starts[:, None] + chunk * np.arange(steps + 1)  # (B, S + 1)
         at = np.minimum(rows, last)
         # A chunk cut short by success is followed by rest, so what it leads to is known all the same.
-        arrives = (rows[:, 1:] <= last) | ((rows[:, :-1] < last) & self.absorbing[at[:, :-1]])
+        next_valid = (rows[:, 1:] <= last) | ((rows[:, :-1] < last) & self.absorbing[at[:, :-1]])
         wide = torch.int64
 
         def gather(array: np.ndarray, index: np.ndarray, dtype: torch.dtype) -> Tensor:
             return torch.from_numpy(array[index]).to(dtype)
 
-        views = [gather(array, at, torch.uint8).to(self.frames.device) for array in self.images.values()]
+        views = {name: gather(array, at, torch.uint8).to(self.frames.device) for name, array in self.images.items()}
         state, keypoints = (gather(array, at, torch.float32) for array in (self.state, self.keypoints))
         if change is not None:
-            views = [changed(view) for changed, view in zip((change.main, change.wrist), views, strict=True)]
-            state, keypoints = change.points(state), change.points(keypoints)
+            views = {name: change.images(name, view) for name, view in views.items()}
+            state, keypoints = change.state(state, self.layout.spec.positions), change.points(keypoints)
         return Batch(
             instruction=gather(self.instruction, starts, wide),
-            image=torch.cat([self.frames.encode(view) for view in views], dim=-1),
+            image=torch.cat([self.frames.encode(view) for view in views.values()], dim=-1),
             state=self.layout.to_bins(state),
             value=gather(self.value, at, torch.float32),
             flags=gather(self.flags, at, wide),
@@ -139,16 +144,21 @@ class EpisodeDataset:
             action=gather(self.action, at[:, :-1], wide),
             expert=gather(self.expert, at[:, :-1], wide),
             valid=torch.from_numpy((rows <= last).astype(np.float32)),
-            next_valid=torch.from_numpy(arrives.astype(np.float32)),
+            next_valid=torch.from_numpy(next_valid.astype(np.float32)),
             has_expert=torch.from_numpy((self.has_expert[at] & (rows < last))[:, :-1].astype(np.float32)),
         )
 
+    def outside(self) -> dict[str, float]:
+        """Share of the state values that leave the range of their dimension, by its name; only what leaves it."""
+        return {name: count / len(self) for name, count in self.layout.spec.outside(self.state).items()}
 
-def chunks(action: np.ndarray, length: int) -> np.ndarray:
-    """The chunk that begins at each step: (T, A) -> (T + 1, length, A). After the end the arm rests and the gripper
-    keeps its command."""
-    rest = np.zeros((length, action.shape[1]), np.float32)
-    rest[:, -1] = action[-1, -1] if len(action) else -1.0
+
+def chunks(action: np.ndarray, length: int, spec: Spec) -> np.ndarray:
+    """The chunk that begins at each step: (T, A) -> (T + 1, length, A). After the end the robot rests and its grippers
+    keep their last command."""
+    rest = np.repeat(spec.rest[None], length, axis=0)
+    if len(action):
+        rest[:, list(spec.grippers)] = action[-1, list(spec.grippers)]
     padded = np.concatenate([action.astype(np.float32), rest])
     return padded[np.arange(len(action) + 1)[:, None] + np.arange(length)]
 
@@ -164,3 +174,27 @@ def value_to_come(success: np.ndarray, discount: float, off_task_steps: int = 0)
         value[t] = following
     value[:off_task_steps] = np.nan
     return value
+
+
+def common_spec(specs: Sequence[tuple[Spec, str]]) -> Spec:
+    """The one robot that all of these are of, each with the name of what it belongs to. A range that one leaves open
+    is another's. ValueError that names what differs."""
+    (common, first), *others = specs
+    for spec, name in others:
+        common.require(spec, first, name)
+        common = common.with_ranges(*([getattr(part, end) for part in spec.state] for end in ("low", "high")))
+    return common
+
+
+def fit_ranges(spec: Spec, states: Sequence[np.ndarray]) -> Spec:
+    """The spec with a range for every state dimension: where it leaves one open, what is seen in states (R, P), wider
+    by a tenth on each side and never empty."""
+    seen = [state.reshape(-1, len(spec.state)) for state in states]
+    # Where one end is known, what is seen begins or ends there at the least, so that the other end lies beyond it.
+    known = [[end if math.isfinite(end) else np.nan for end in ends] for ends in (spec.state_low, spec.state_high)]
+    seen = np.concatenate([*seen, known]).astype(np.float64)
+    low, high = np.nanmin(seen, axis=0), np.nanmax(seen, axis=0)
+    size = np.maximum(np.abs(low), np.abs(high))
+    moves = high - low > 1e-6 * size
+    margin = np.where(moves, WIDER * (high - low), np.maximum(1e-3 * size, 1e-3))
+    return spec.with_ranges(low - margin, high + margin)

@@ -1,4 +1,4 @@
-"""What the world model is taught: the next ids of everything, and the drafts in parallel beside them."""
+"""What the world model is taught: the next ids of everything, and the parallel copies beside them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,16 @@ class LossWeights:
 
     image: float = 0.5
     state: float = 1.0
-    action: float = 3.0  # acting is what all of this is for, and its 15 ids stand beside 80 of the image
+    action: float = 3.0  # acting is what all of this is for, and its few ids stand beside many of the image
     belief: float = 2.0
-    value: float = 2.0  # of the one id that says how good it is to be there; the other beliefs are fourteen
-    causal: float = 1.0  # times the above, for the next-token reading of clean ids
-    changed: float = 4.0  # times the image's, for ids that differ from the current frame's
-    causal_images: int = 1  # model steps at a window's end whose image is also read id by id; all cost 15 % more
+    value: float = 2.0  # of the one id that says how good it is to be there
+    causal: float = 1.0  # times the above, for the next-token reading of causal ids
+    changed: float = 4.0  # times the image's, for ids that differ from the current image's
+    causal_images: int = 1  # model steps at a window's end whose images are also read id by id; all cost 15 % more
+
+    def __post_init__(self) -> None:
+        if min(vars(self).values()) < 0:
+            raise ValueError(f"the weights of the loss must be 0 or more, got {self}")
 
 
 @dataclass(frozen=True)
@@ -39,27 +43,27 @@ class Losses:
     parts: dict[str, Tensor]
 
 
-def hidden_by_step(model: WorldModel, window: Batch, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states of a batch of windows (B, S steps), each (B, S, n, width): of the clean ids of every model step,
-    of the draft that acts and believes there, and of the draft that says what follows the chunk.
+def hidden_by_step(model: WorldModel, batch: Batch, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states of a batch of windows (B, S steps), each (B, S, n, width): of the causal ids of every model step,
+    of the copy `act` and of the copy `next`.
 
     first: number of the first model step, so that every rotary position a long imagination reaches is trained.
     """
-    at, sequence = model.layout, Sequence(model.layout, window.action.shape[1])
-    ids = sequence.ids(window)  # (B, L)
+    at, sequence = model.layout, Sequence(model.layout, batch.action.shape[1])
+    ids = sequence.ids(batch)  # (B, L)
     h, _ = model.run(ids, sequence.slots, sequence.token_types, sequence.position_ids(first), sequence.segments)
     by_step = h[:, at.instruction :].unflatten(1, (-1, sequence.stride))  # (B, S, stride, width)
     return by_step.split([at.step, at.act, at.next], dim=2)
 
 
-def window_losses(model: WorldModel, window: Batch, first: int = 0) -> Losses:
+def batch_losses(model: WorldModel, batch: Batch, first: int = 0) -> Losses:
     """Teach a batch of windows (B, S steps). first: as `hidden_by_step` takes it."""
     at = model.layout
-    clean, act, following = hidden_by_step(model, window, first)
+    causal, act, following = hidden_by_step(model, batch, first)
 
     def ahead(slots: slice) -> Tensor:
-        """Hidden states from which the next-token reading says these slots: one place earlier."""
-        return clean[:, :, slots.start - 1 : slots.stop - 1]
+        """Hidden states from which the next-token reading says these slots: one slot earlier."""
+        return causal[:, :, slots.start - 1 : slots.stop - 1]
 
     def exact(h: Tensor, block: Block, target: Tensor) -> Tensor:
         return exact_nats(model, h, block, target)
@@ -73,26 +77,28 @@ def window_losses(model: WorldModel, window: Batch, first: int = 0) -> Losses:
     # What is there, (B, S, n), and how much of it counts, (B, S, 1).
     vocab, w = model.vocab, model.config.weights
     now, then = slice(None, -1), slice(1, None)
-    here, arrives, advised = (each[..., None] for each in (window.valid[:, now], window.next_valid, window.has_expert))
-    image, state = window.image[:, now], window.state[:, now]
-    next_image, next_state = window.image[:, then], window.state[:, then]
+    valid, next_valid, has_expert = (
+        each[..., None] for each in (batch.valid[:, now], batch.next_valid, batch.has_expert)
+    )
+    image, state = batch.image[:, now], batch.state[:, now]
+    next_image, next_state = batch.image[:, then], batch.state[:, then]
     moved = vocab.state.size // 2 + next_state - state  # an edit of this state, in bins around the middle
     changed = 1 + (w.changed - 1) * (next_image != image)
-    expert_coefs, expert_gripper = window.expert.split([at.num_coefs, at.num_grippers], dim=-1)
+    expert_coefs, expert_gripper = batch.expert.split([at.num_coefs, at.num_grippers], dim=-1)
 
     # Which hidden states say it.
-    spelled = slice(-w.causal_images, None) if w.causal_images else slice(0)
-    image_h = torch.cat([ahead(slots) for slots in at.cameras.values()], dim=2)[:, spelled]
+    read_by_id = slice(-w.causal_images, None) if w.causal_images else slice(0)
+    image_h = torch.cat([ahead(slots) for slots in at.cameras.values()], dim=2)[:, read_by_id]
     next_h, next_state_h, next_belief_h = following.split([at.image_ids, at.state_dim, at.beliefs], dim=2)
     belief_h, coefs_h, gripper_h = act.split([at.beliefs, at.num_coefs, at.num_grippers], dim=2)
     middle = at.action.start + at.num_coefs
     coefs, gripper = slice(at.action.start, middle), slice(middle, at.action.stop)
 
     def beliefs(name: str, h: Tensor, when: slice, counts: Tensor) -> dict[str, tuple]:
-        """h (B, S, 15, width): value, success, held, keypoints."""
+        """h (B, S, beliefs, width): value, success, held, keypoints."""
         value_h, flags_h, points_h = h.split([1, FLAGS, at.keypoint_ids], dim=2)
-        value, points = at.value_to_bins(window.value[:, when, None]), window.keypoints[:, when]
-        told, flags = counts * torch.isfinite(value), window.flags[:, when]
+        value, points = at.value_to_bins(batch.value[:, when, None]), batch.keypoints[:, when]
+        told, flags = counts * torch.isfinite(value), batch.flags[:, when]
         # Where some keypoints are known, one that is not does not exist: it stands in bin 0, which is a belief too.
         known = counts * torch.isfinite(points).any(-1, keepdim=True)
         return {
@@ -102,17 +108,18 @@ def window_losses(model: WorldModel, window: Batch, first: int = 0) -> Losses:
         }
 
     terms = {  # name: (weight of an id, nats (B, S, n), which of them count (B, S, 1 or n))
-        "image": (w.image * w.causal, code(image_h, image[:, spelled]), here[:, spelled]),
-        "state": (w.state * w.causal, smooth(ahead(at.state), vocab.state, state), here),
-        "action": (w.action * w.causal, smooth(ahead(coefs), vocab.action, expert_coefs), advised),
-        "gripper": (w.action * w.causal, exact(ahead(gripper), vocab.gripper, expert_gripper), advised),
-        "expert_action": (w.action, smooth(coefs_h, vocab.action, expert_coefs), advised),
-        "expert_gripper": (w.action, exact(gripper_h, vocab.gripper, expert_gripper), advised),
-        "next_image": (w.image, code(next_h, next_image, image), arrives * changed),
-        "next_state": (w.state, smooth(next_state_h, vocab.state, moved), arrives),
-        **beliefs("", belief_h, now, here),
-        **beliefs("next_", next_belief_h, then, arrives),
+        "image": (w.image * w.causal, code(image_h, image[:, read_by_id]), valid[:, read_by_id]),
+        "state": (w.state * w.causal, smooth(ahead(at.state), vocab.state, state), valid),
+        "action": (w.action * w.causal, smooth(ahead(coefs), vocab.action, expert_coefs), has_expert),
+        "gripper": (w.action * w.causal, exact(ahead(gripper), vocab.gripper, expert_gripper), has_expert),
+        "expert_action": (w.action, smooth(coefs_h, vocab.action, expert_coefs), has_expert),
+        "expert_gripper": (w.action, exact(gripper_h, vocab.gripper, expert_gripper), has_expert),
+        "next_image": (w.image, code(next_h, next_image, image), next_valid * changed),
+        "next_state": (w.state, smooth(next_state_h, vocab.state, moved), next_valid),
+        **beliefs("", belief_h, now, valid),
+        **beliefs("next_", next_belief_h, then, next_valid),
     }
+    terms = {name: term for name, term in terms.items() if term[1].numel()}  # a robot may lack grippers or keypoints
     total = sum(weight * (nats * counts).sum() for weight, nats, counts in terms.values())
     full = sum(weight * nats.numel() for weight, nats, _ in terms.values())
     parts = {

@@ -1,41 +1,79 @@
-"""What training changes: the picture, the state and the keypoints must go on telling one story."""
+"""What training changes: the images, the state and the keypoints must go on telling one story."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from omegaconf import OmegaConf
 
 from envs.data.augmentation import Augmentation, Change
-from envs.data.camera import Camera
+from envs.data.camera import CameraPose
+from envs.data.settings import from_settings
+from envs.sim.table import SPEC, TABLE_HEIGHT
+from envs.types import CameraSpec, StateSpec
+
+CONFIGS = Path(__file__).parents[3] / "configs" / "augment"
+POSE = CameraPose((0.50, 0.0, 1.42), (0.03, 0.0, 0.83), 38.0)
+TABLETOP = Augmentation(share=1.0, shift=0.04, poses={"main": POSE}, attached=("wrist",), ground=TABLE_HEIGHT)
 
 
-def spot(points: np.ndarray) -> torch.Tensor:
-    """A dark frame with a bright blob where the camera sees each point, (1, 64, 64, 3) u8."""
-    axis = np.arange(64)
-    frame = np.zeros((64, 64))
-    for row, column in Camera().project(points):
-        frame += 255 * np.exp(-((axis[:, None] - row) ** 2 + (axis - column) ** 2) / 4)
-    return torch.from_numpy(frame.clip(0, 255).astype(np.uint8))[None, :, :, None].repeat(1, 1, 1, 3)
+def spot(points: np.ndarray, height: int = 64, width: int = 64) -> torch.Tensor:
+    """A dark image with a bright blob where the camera sees each point, (1, h, w, 3) u8."""
+    image = np.zeros((height, width))
+    for row, column in POSE.project(points, height, width):
+        image += 255 * np.exp(-((np.arange(height)[:, None] - row) ** 2 + (np.arange(width) - column) ** 2) / 4)
+    return torch.from_numpy(image.clip(0, 255).astype(np.uint8))[None, :, :, None].repeat(1, 1, 1, 3)
 
 
-def centre(frame: torch.Tensor) -> np.ndarray:
-    """Row and column of a frame's brightness, (64, 64, 3) -> (2,)."""
-    weight, axis = frame[..., 0].double().numpy(), np.arange(64)
-    return np.array([(weight.sum(1) * axis).sum(), (weight.sum(0) * axis).sum()]) / weight.sum()
+def centre(image: torch.Tensor) -> np.ndarray:
+    """Row and column of an image's brightness, (h, w, 3) -> (2,)."""
+    weight = image[..., 0].double().numpy()
+    rows, columns = np.arange(weight.shape[0]), np.arange(weight.shape[1])
+    return np.array([(weight.sum(1) * rows).sum(), (weight.sum(0) * columns).sum()]) / weight.sum()
 
 
-def test_the_picture_moves_as_far_as_the_points():
+def test_a_camera_looks_at_its_target():
+    """Catches a mirrored or transposed projection: everything that looks round a keypoint would miss it."""
+    assert np.allclose(POSE.project(np.array(POSE.target), 64, 64), 31.5)
+    assert np.allclose(POSE.project(np.array(POSE.target), 48, 96), (23.5, 47.5))
+    nearer, right = POSE.project(np.array([[0.13, 0, 0.83], [0.03, 0.1, 0.83]]), 64, 64)
+    assert nearer[0] > 32 and abs(nearer[1] - 31.5) < 1e-6, "nearer to the camera is lower in the image"
+    assert right[1] > 32 and abs(right[0] - 31.5) < 1e-6, "the robot's left is the camera's right"
+    assert np.isnan(POSE.project(np.full(3, np.nan), 64, 64)).all()
+
+
+def test_a_camera_that_cannot_be_is_refused():
+    """Catches NaN in every image of a camera that looks straight down."""
+    with pytest.raises(ValueError, match="straight"):
+        CameraPose((0, 0, 2), (0, 0, 1), 38.0)
+    with pytest.raises(ValueError, match="fovy"):
+        CameraPose((0, 1, 2), (0, 0, 1), 180.0)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 96)])
+def test_the_image_moves_as_far_as_the_points(size):
     """Catches a shift that is mirrored, transposed or in other units than the labels: perception learns a lie."""
-    points = torch.tensor([[[0.02, -0.03, 0.8]]])
-    change = Change(torch.eye(3)[None], torch.tensor([[0.03, -0.02]]), Camera())
-    moved = change.main(spot(points[0].numpy()))
-    np.testing.assert_allclose(centre(moved[0]), Camera().project(change.points(points)[0, 0].numpy()), atol=0.2)
+    points = torch.tensor([[[0.02, -0.03, TABLE_HEIGHT]]])
+    change = Change(torch.eye(3)[None], torch.tensor([[0.03, -0.02]]), {"main": POSE}, TABLE_HEIGHT)
+    moved = change.images("main", spot(points[0].numpy(), *size))
+    np.testing.assert_allclose(centre(moved[0]), POSE.project(change.points(points)[0, 0].numpy(), *size), atol=0.2)
 
 
-def test_frames_of_a_sample_change_alike():
+def test_every_position_of_the_state_moves_along():
+    """Catches the second hand, or a hand whose position does not come first, that stays where the image moves."""
+    change = Change(torch.eye(3)[None], torch.tensor([[0.03, -0.02]]), {}, 0.0)
+    moved = change.state(torch.zeros(1, 5, 8), ((1, 2, 3), (6, 5, 7)))
+    assert moved[0, 4].tolist() == pytest.approx([0, 0.03, -0.02, 0, 0, -0.02, 0.03, 0])
+
+
+def test_images_of_a_sample_change_alike():
     """Catches a colour or a place that jumps within a window: the model would learn that actions do that."""
-    frames = torch.randint(256, (3, 1, 64, 64, 3), dtype=torch.uint8).repeat(1, 4, 1, 1, 1)
-    change = Augmentation(share=1.0).draw(3, torch.Generator().manual_seed(0))
-    for changed, view in ((change.main, frames), (change.wrist, frames[..., :32, :32, :])):
-        after = changed(view)
+    images = torch.randint(256, (3, 1, 64, 64, 3), dtype=torch.uint8).repeat(1, 4, 1, 1, 1)
+    change = TABLETOP.draw(3, torch.Generator().manual_seed(0))
+    for camera, view in (("main", images), ("wrist", images[..., :32, :32, :])):
+        after = change.images(camera, view)
         assert after.shape == view.shape and after.dtype == torch.uint8
         assert torch.equal(after, after[:, :1].expand_as(after)) and not torch.equal(after, view)
     assert not torch.equal(change.colours[0], change.colours[1]) and not torch.equal(change.shift[0], change.shift[1])
@@ -43,9 +81,9 @@ def test_frames_of_a_sample_change_alike():
 
 def test_what_is_not_drawn_stays_as_it_was():
     """Catches blur or rounding in samples that should be seen as they are at run time."""
-    frames = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8)
-    change = Augmentation(share=0.0).draw(2, torch.Generator().manual_seed(0))
-    assert torch.equal(change.main(frames), frames) and torch.equal(change.wrist(frames), frames)
+    images = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8)
+    change = replace(TABLETOP, share=0.0).draw(2, torch.Generator().manual_seed(0))
+    assert torch.equal(change.images("main", images), images) and torch.equal(change.images("wrist", images), images)
     points = torch.rand(2, 5, 4, 3)
     assert torch.equal(change.points(points), points)
 
@@ -53,5 +91,35 @@ def test_what_is_not_drawn_stays_as_it_was():
 def test_unknown_points_stay_unknown():
     """Catches a NaN keypoint that becomes a number, or that spreads."""
     points = torch.tensor([[[float("nan")] * 3, [0.1, 0.2, 0.8]]])
-    moved = Augmentation(share=1.0).draw(1, torch.Generator().manual_seed(0)).points(points)
+    moved = TABLETOP.draw(1, torch.Generator().manual_seed(0)).points(points)
     assert moved[0, 0].isnan().all() and moved[0, 1].isfinite().all() and moved[0, 1, 2] == points[0, 1, 2]
+
+
+def test_nothing_moves_where_an_image_or_the_state_could_not():
+    """Catches labels that move while the image of a camera of unknown pose, or a state of joint angles, stays."""
+    third = replace(SPEC, cameras=(*SPEC.cameras, CameraSpec("side", 64, 64)))
+    joints = replace(SPEC, state=(StateSpec("joint", -1.0, 1.0, "rad"),))
+    for spec, why in ((third, "side"), (joints, "where the hand is")):
+        assert why in TABLETOP.cannot_shift(spec)
+        change = TABLETOP.of(spec).draw(4, torch.Generator().manual_seed(0))
+        assert not change.shift.any() and not change.poses
+        same = TABLETOP.draw(4, torch.Generator().manual_seed(0))
+        assert torch.equal(change.colours, same.colours), "the same draws, so that the order of randomness is one"
+    assert TABLETOP.cannot_shift(SPEC) == "" and TABLETOP.of(SPEC) == TABLETOP
+
+
+@pytest.mark.parametrize("name", ["default", "tabletop"])
+def test_presets_are_sound(name):
+    """Catches a preset with a setting that no longer exists, and a default that needs to know the cameras."""
+    found = from_settings(Augmentation, OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml")))
+    if name == "tabletop":
+        assert found.of(SPEC) == found and found.shift > 0 and found.ground == TABLE_HEIGHT
+    else:
+        assert not found.shift and not found.poses
+
+
+@pytest.mark.parametrize("wrong", [{"share": 1.5}, {"gain": (1.1, 0.7)}, {"shift": -0.1}, {"hue": -1.0}])
+def test_what_makes_no_sense_is_refused(wrong):
+    """Catches a setting that silently does something else, such as a negative share that changes nothing."""
+    with pytest.raises(ValueError, match="augmentation"):
+        Augmentation(**wrong)
