@@ -218,7 +218,7 @@ class Attention(nn.Module):
 
     def forward(
         self, x: Tensor, turn: tuple[Tensor, Tensor], segments: tuple[Segment, ...],
-        past: Sequence[tuple[Tensor, Tensor]], visible: Tensor | None, first: int,
+        past: Sequence[tuple[Tensor, Tensor]], visible: Tensor | None, first: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """past: keys and values of its parts. visible: (B, ids of the past + L) bool, or None where all are. first: the
         first segment whose ids are asked for what they attend to."""
