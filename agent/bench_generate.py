@@ -28,8 +28,8 @@ from transformers import LogitsProcessor, LogitsProcessorList, StaticCache
 from agent.bench import timed
 from agent.verb import versions
 from world_model.device import choose_device, choose_precision
-from world_model.nn.hf import to_transformers, with_vision_rows
 from world_model.model import ModelConfig, WorldModel
+from world_model.nn.hf import to_transformers, with_vision_rows
 from world_model.tokens.actions import ActionTokenizer
 from world_model.tokens.frames import FrameConfig, FrameTokenizer
 from world_model.tokens.sequence import IMAGE_IDS, Layout

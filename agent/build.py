@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -125,6 +126,10 @@ class RunConfig:
         """One an episode."""
         return list(range(self.seed, self.seed + self.episodes))
 
+    def robots_for(self, episodes: int) -> int:
+        """Robots that one process drives at a time, so that `episodes` leave something to do for every process."""
+        return max(1, min(self.robots, math.ceil(episodes / max(1, self.workers))))
+
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> RunConfig:
         """From a command's settings, in which `split` and `checkpoint` stand beside the environment and the policy."""
@@ -152,7 +157,8 @@ def make_env(config: EnvConfig) -> Adapter:
         if module:
             importlib.import_module(module)
         spec = gym.spec(name)
-        takes = parameters(gym.envs.registration.load_env_creator(spec.entry_point))
+        made_by = spec.entry_point
+        takes = parameters(made_by if callable(made_by) else gym.envs.registration.load_env_creator(made_by))
         options = dict(config.options)
         if "split" in takes:
             options["split"] = config.split
@@ -162,8 +168,8 @@ def make_env(config: EnvConfig) -> Adapter:
             options.setdefault("render_mode", "rgb_array")
         # The loop keeps the time, and gymnasium's checker costs time in every step; the tests run it once instead.
         env = gym.make(name, disable_env_checker=True, max_episode_steps=-1, **options)
-        limit = config.max_steps or spec.max_episode_steps
-        return Adapter(env, config.split, replace(config.adapter, max_steps=limit), own_splits="split" in takes)
+        settings = replace(config.adapter, max_steps=config.max_steps or spec.max_episode_steps)
+        return Adapter(env, config.split, settings, own_splits="split" in takes, env_id=name)
     except (gym.error.Error, ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"cannot make environment {config.id}: {error}") from error
 

@@ -25,7 +25,7 @@ from agent.launch.command import claimed, clear_errors, start, versions
 from envs import preflight
 from envs.data.settings import from_settings
 from envs.data.store import EpisodeError, EpisodeStore
-from envs.data.tracking import log_run
+from envs.data.tracking import check_mode, log_run
 from envs.types import Episode
 from policies.rollout import rollout
 
@@ -85,14 +85,15 @@ class Recorded:
 
 @dataclass(frozen=True)
 class CollectJob:
-    """A worker's part: run, record, write."""
+    """A worker's part: run, record, write. robots: driven at a time."""
 
     config: CollectConfig
+    robots: int
 
     def work(self, seeds: Iterator[int]) -> Iterator[Recorded]:
         """Write the episodes of each seed."""
         config, store = self.config, EpisodeStore(self.config.out)
-        with closing(make_envs(config.env, 1 if config.branching else config.robots)) as envs:
+        with closing(make_envs(config.env, 1 if config.branching else self.robots)) as envs:
             for seed, episodes in self._branches(envs, seeds) if config.branching else self._episodes(envs, seeds):
                 for name, episode in zip(config.names(seed), episodes, strict=True):
                     store.write(episode.with_versions(**versions(*RECORDED_VERSIONS)), name)
@@ -121,7 +122,8 @@ def collect(config: CollectConfig) -> list[Recorded]:
         store.clean()
         done, todo = _sort_out(config, store)
         with tqdm(total=config.episodes, initial=len(done), unit=unit, desc=name) as bar:
-            for recorded in processes.run(CollectJob(config), todo, config.workers):
+            job = CollectJob(config, config.robots_for(len(todo)))
+            for recorded in processes.run(job, todo, config.workers):
                 done.append(recorded)
                 bar.update()
                 bar.set_postfix_str(f"success {success_rate(done):.0%}")
@@ -164,6 +166,7 @@ def summary(config: CollectConfig, recorded: list[Recorded]) -> str:
 def main(cfg: DictConfig) -> None:
     with clear_errors():
         preflight.require()
+        check_mode(cfg.wandb)
         config = CollectConfig.of(OmegaConf.to_container(cfg, resolve=True))
         recorded = collect(config)
         print(summary(config, recorded))

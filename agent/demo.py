@@ -78,11 +78,16 @@ class Recorder:
     widest: Decision | None = None
     saved: Any = None  # the simulator's state before the next control step
 
+    @property
+    def acting(self) -> ModelPolicy:
+        """The policy without its search."""
+        return getattr(self.policy, "acting", self.policy)
+
     def watch(self, step: Step) -> None:
         """One control step of `rollout`."""
         plan = getattr(step.state, "plan", None)
         if step.decided and plan is not None and plan.imagined:
-            self.due[step.index + self.policy.acting.chunk] = next_frame(self.policy.acting.model, plan, plan.chosen)
+            self.due[step.index + self.acting.chunk] = next_frame(self.acting.model, plan, plan.chosen)
             wider = self.widest is None or np.ptp(plan.scores) > np.ptp(self.widest.plan.scores)
             if wider and self.saved is not None:
                 self.widest = Decision(step.index, plan, self.saved)
@@ -93,7 +98,7 @@ class Recorder:
         moment = Moment(
             env.picture(CAMERA), self.shown, env.instruction, step.info["subtask"], now, now / rate,
             plan.scores if plan else None, plan.chosen if plan else None, step.info["success"],
-            f"imagined {self.policy.acting.chunk / rate:.1f} s ago",
+            f"imagined {self.acting.chunk / rate:.1f} s ago",
         )  # fmt: skip
         self.film.add(draw(moment))
         self.bar.set_postfix_str(step.info["subtask"] + (f", value {plan.value:.2f}" if plan else ""))

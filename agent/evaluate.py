@@ -28,7 +28,7 @@ from agent.launch import processes
 from agent.launch.command import RunError, claimed, clear_errors, start
 from envs import preflight
 from envs.data.files import append_line, read_lines, write_json
-from envs.data.tracking import log_run
+from envs.data.tracking import check_mode, log_run
 from policies.rollout import Rollout, rollout
 
 
@@ -99,7 +99,7 @@ def evaluate(config: RunConfig, command: str) -> dict[str, Any]:
         known = read_outcomes(log)
         done = [known[seed] for seed in config.seeds if seed in known]
         todo = [seed for seed in config.seeds if seed not in known]
-        job = EvaluateJob(config.env, config.policy, config.robots)
+        job = EvaluateJob(config.env, config.policy, config.robots_for(len(todo)))
         with tqdm(total=config.episodes, initial=len(done), unit="episode", desc=label) as bar:
             for outcome in processes.run(job, todo, config.workers):
                 append_line(log, json.dumps(asdict(outcome), allow_nan=False))
@@ -137,7 +137,7 @@ def make_report(
         "already_done_at_reset": sum(o.at_reset for o in outcomes),
         "actions_clipped": total(o.clipped for o in outcomes),
         "state_outside": total(o.outside for o in outcomes),
-        "provenance": provenance(config.policy.device),
+        "provenance": provenance(*computed_on(config.policy)),
         "checkpoint": checkpoint,
         "env": {"id": config.env.id, "options": dict(config.env.options)},
         "policy": config.policy.label,
@@ -149,6 +149,16 @@ def make_report(
 def identity(policy: PolicyConfig) -> dict[str, str] | None:
     """Name and sha256 of a learned policy's checkpoint; None for any other. RunError where there is none."""
     return checkpoint_identity(policy.checkpoint) if policy.learned else None
+
+
+def computed_on(policy: PolicyConfig) -> tuple[Any, Any]:
+    """Device and precision of a learned policy; None for one that computes nothing."""
+    if not policy.learned:
+        return None, None
+    from world_model.nn.device import choose_device, fast_precision  # and torch, which an expert does without
+
+    device = choose_device(policy.device)
+    return device, fast_precision(device)
 
 
 def total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
@@ -203,6 +213,7 @@ def table(report: dict[str, Any]) -> str:
 def main(cfg: DictConfig) -> None:
     with clear_errors():
         preflight.require()
+        check_mode(cfg.wandb)
         config = RunConfig.of(OmegaConf.to_container(cfg, resolve=True))
         report = evaluate(config, " ".join(["python -m agent.evaluate", *HydraConfig.get().overrides.task]))
         print(table(report))

@@ -3,8 +3,8 @@
     python -m agent.fidelity env=fold_half checkpoint=checkpoints/nextstate-s seed=13000 out=outputs/fidelity
 
 Watches held-out episodes of several kinds (disturbed demonstrations, the model's own attempts, play), follows some of
-their states in eight different ways, and lets the planner act a few times. Prints a table and writes `fidelity.json` and
-`fidelity.png` (real futures above imagined ones).
+their states in eight different ways, and lets the planner act a few times. Prints a table and writes `fidelity.json`
+and `fidelity.png` (real futures above imagined ones).
 """
 
 from __future__ import annotations
@@ -23,18 +23,23 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from agent.build import EnvConfig, PolicyConfig, env_config, make_envs, make_policy
+from agent.collection.counterfactual import CounterfactualJob, Futures, Watched
+from agent.evaluation.provenance import checkpoint_identity, provenance
 from agent.launch import processes
 from agent.launch.command import clear_errors, start
 from envs import preflight
 from envs.data.files import write_json
-from envs.data.tracking import log_run
+from envs.data.settings import from_settings
+from envs.data.tracking import check_mode, log_run
 from policies.rollout import Step, rollout
 from world_model import checkpoint
 from world_model.checkpoint import Loaded
-from world_model.metrics import fidelity, held_out
+from world_model.metrics import fidelity, pictures
 from world_model.model import History
 from world_model.nn.device import choose_device
-from world_model.tokens.layout import Tracks, value_to_come
+from world_model.training.dataset import EpisodeDataset, value_to_come
+
+BESIDE = {"_copy": "copying", "_shuffled": "other actions"}  # what stands beside a figure, by the end of its name
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class FidelityConfig:
     checkpoint: str
     seed: int
     episodes: int
-    forked: int
+    branched: int
     planned: int
     windows: int
     ahead: int
@@ -54,8 +59,8 @@ class FidelityConfig:
     device: str
 
     def __post_init__(self) -> None:
-        if min(self.episodes, self.forked, self.planned, self.windows, self.ahead) < 1 or self.seed < 0:
-            raise ValueError("episodes, forked, planned, windows and ahead must be positive, and seed 0 or more")
+        if min(self.episodes, self.branched, self.planned, self.windows, self.ahead) < 1 or self.seed < 0:
+            raise ValueError("episodes, branched, planned, windows and ahead must be positive, and seed 0 or more")
 
     @classmethod
     def of(cls, raw: dict[str, Any]) -> FidelityConfig:
@@ -105,20 +110,22 @@ class PlannedJob:
                 yield Planned(np.array([value for _, value in expected]), truth[due])
 
 
-def measure(config: FidelityConfig, loaded: Loaded) -> tuple[dict[str, Any], Tracks]:
+def measure(config: FidelityConfig, loaded: Loaded) -> tuple[dict[str, Any], EpisodeDataset]:
     """All figures, and the episodes that they rest on, tokenized."""
-    model = loaded.model
-    discount = loaded.meta["discount"]
-    watching = WitnessJob(config.env, config.checkpoint, config.seed, config.forked, model.layout.chunk_steps)
+    model, discount = loaded.model, loaded.meta["discount"]
+    watching = CounterfactualJob(
+        config.env, config.checkpoint, config.seed, config.branched, model.layout.chunk_steps, loaded.actions.coefs
+    )
     watched = _all(watching, config.seed, config.episodes, config.workers, "watching")
     planning = PlannedJob(config.env, config.checkpoint, discount)
     planned = _all(planning, config.seed + config.episodes, config.planned, config.workers, "planning")
 
-    tracks = Tracks.join([
-        Tracks.of(seen.episode, model.layout, loaded.frames, loaded.actions, loaded.text, discount) for seen in watched
+    dataset = EpisodeDataset.join([
+        EpisodeDataset.of(seen.episode, model.layout, loaded.frames, loaded.actions, loaded.text, discount)
+        for seen in watched
     ])  # fmt: skip
-    forks = [as_fork(loaded, seen, left) for seen in watched for left in seen.forks]
-    figures = fidelity.climb(model, tracks, forks, config.windows, config.ahead)
+    followed = [as_counterfactual(loaded, seen, futures) for seen in watched for futures in seen.futures]
+    figures = fidelity.evaluate_fidelity(model, dataset, followed, config.windows, config.ahead)
     expected, real = (np.concatenate([getattr(p, name) for p in planned]) for name in ("expected", "real"))
     figures |= {
         "exploitation_points": round(100 * float((expected - real).mean()), 2),
@@ -126,16 +133,16 @@ def measure(config: FidelityConfig, loaded: Loaded) -> tuple[dict[str, Any], Tra
         "episodes": {kind: [s.kind for s in watched].count(kind) for kind in sorted({s.kind for s in watched})},
         "episodes_failed": sum(not seen.episode.success[-1] for seen in watched),
     }
-    return figures, tracks
+    return figures, dataset
 
 
-def as_fork(loaded: Loaded, seen: Seen, left: Left) -> fidelity.Fork:
-    """A fork with the history that the model reads: now, and one chunk ago."""
+def as_counterfactual(loaded: Loaded, seen: Watched, futures: Futures) -> fidelity.Counterfactual:
+    """With the history that the model reads: now, and one chunk ago."""
     chunk, episode = loaded.model.layout.chunk_steps, seen.episode
-    ago = left.step - chunk
-    steps = ((episode.obs(ago), episode.action[ago : left.step]), (episode.obs(left.step), None))
+    ago = futures.step - chunk
+    steps = ((episode.obs(ago), episode.action[ago : futures.step]), (episode.obs(futures.step), None))
     history = History(tuple(loaded.text.encode(episode.instruction)), steps)
-    return fidelity.Fork(history, left.actions, left.main, left.wrist, left.state, left.keypoints)
+    return fidelity.Counterfactual(history, futures.actions, futures.observations)
 
 
 def _all(job: processes.Job, seed: int, count: int, workers: int, what: str) -> list[Any]:
@@ -144,18 +151,14 @@ def _all(job: processes.Job, seed: int, count: int, workers: int, what: str) -> 
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The ladder for a person."""
-    columns = {
-        "psnr_changed": "dB, changed pixels", "ssim_changed": "SSIM, changed pixels", "id_accuracy": "ids right",
-        "gripper_cm": "gripper, cm", "object_cm": "corners or cube, cm",
-    }  # fmt: skip
+    """The figures for a person."""
     horizons = figures["horizons"]
-    lines = ["model steps ahead" + " " * 17 + "".join(f"{h['model_step']:>8d}" for h in horizons)]
-    for name, label in columns.items():
-        for suffix, beside in (("", ""), ("_copy", "copying"), ("_shuffled", "other actions")):
-            if name + suffix in horizons[0]:
-                title = f"  {beside}" if beside else label
-                lines.append(f"{title:<34}" + "".join(f"{h[name + suffix]:8.2f}" for h in horizons))
+    names = [name for name in horizons[0] if name not in ("model_step", "windows")]
+    lines = [f"{'model steps ahead':<40}" + "".join(f"{h['model_step']:>8d}" for h in horizons)]
+    for name in names:
+        beside = next((word for suffix, word in BESIDE.items() if name.endswith(suffix)), "")
+        title = f"  {beside}" if beside else name.replace("_", " ")
+        lines.append(f"{title:<40}" + "".join(f"{h[name]:8.2f}" for h in horizons))
     lines.append("")
     rows = {
         "true future found among eight": ", ".join(
@@ -163,13 +166,13 @@ def table(figures: dict[str, Any]) -> str:
             for name, what in (("at_1", "ids"), ("by_pixels", "pixels"), ("by_state", "state"))
         )
         + f" (chance {figures['retrieval_chance']:.1%}, {figures['retrievals']} futures)",
-        "gripper displacement, r": f"{figures['gripper_displacement_r']:.3f} ({figures['retrievals']} futures)",
+        "displacement, r": f"{figures['displacement_r']:.3f} ({figures['retrievals']} futures)",
         "value": f"AUC {figures['value_auc']:.3f}, calibration error {figures['value_ece']:.3f}, "
         f"correlation {figures['value_correlation']:.3f} ({figures['futures']} futures; of "
         f"{sum(figures['episodes'].values())} episodes {figures['episodes_failed']} fail)",
         "success": f"AUC {figures['success_auc']:.3f}",
         "uncertainty tells large errors": f"AUC {figures['uncertainty_auc']:.3f} "
-        f"({figures['doubted_futures']} futures)",
+        f"({figures['futures_with_uncertainty']} futures)",
         "exploitation": f"{figures['exploitation_points']:+.1f} points over {figures['planned_decisions']} decisions",
     }
     return "\n".join(lines + [f"{name:<32}{value}" for name, value in rows.items()])
@@ -179,26 +182,27 @@ def table(figures: dict[str, Any]) -> str:
 def main(cfg: DictConfig) -> None:
     with clear_errors():
         preflight.require()
+        check_mode(cfg.wandb)
         torch.set_num_threads(1)  # the workers keep the other cores busy, and threads that wait collapse
         raw = OmegaConf.to_container(cfg, resolve=True)
         config = FidelityConfig.of(raw)
-        shipped = identity(PolicyConfig("model", checkpoint=config.checkpoint))
+        shipped = checkpoint_identity(config.checkpoint)
         loaded = checkpoint.load(Path(config.checkpoint), choose_device(config.device))
-        figures, tracks = measure(config, loaded)
+        figures, dataset = measure(config, loaded)
         out = Path(config.out)
         out.mkdir(parents=True, exist_ok=True)
         report = {
             **figures, "env": config.env.id, "split": config.env.split, "checkpoint": shipped,
             "command": " ".join(["python -m agent.fidelity", *HydraConfig.get().overrides.task]),
-            "versions": versions("nextstate", "torch", "mujoco"),
+            "provenance": provenance(loaded.model.device, loaded.model.precision),
         }  # fmt: skip
         write_json(out / "fidelity.json", report)
         with torch.inference_mode():
-            held_out.picture(loaded.model, tracks).save(out / "fidelity.png")
+            pictures.imagined(loaded.model, dataset).save(out / "fidelity.png")
         print(table(figures))
         print(f"\nwritten to {out}")
         flat = {name: value for name, value in figures.items() if isinstance(value, float)}
-        log_run(cfg.wandb, f"fidelity {config.env.name}", config.out, asdict(config), flat)
+        log_run(cfg.wandb, f"fidelity {config.env.label}", config.out, asdict(config), flat)
 
 
 if __name__ == "__main__":

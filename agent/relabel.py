@@ -43,7 +43,7 @@ def relabelled(episode: Episode, expert: SinglePolicy, stages: tuple[str, ...]) 
     names = [part.name for part in episode.spec.state]
     jaws = next((i for i, name in enumerate(names) if name.endswith(".opening")), None)
     if jaws is None or not episode.spec.positions:
-        raise ValueError(f"{episode.env_id} records no hand and jaws (`.x`, `.y`, `.z`, `.opening`) for experts to read")
+        raise ValueError(f"{episode.env_id} records no hand (`.x` to `.z`) and jaws (`.opening`) for experts to read")
     hand, labels = list(episode.spec.positions[0]), np.empty_like(episode.expert)
     state = expert.init(episode.instruction, episode.seed)
     for step in range(len(episode)):

@@ -1,6 +1,8 @@
 """What the world is: tasks, observations, success measures, episodes and how they are kept on disk.
 
-Importing the package registers its gymnasium ids; MuJoCo is loaded only when an environment is made.
+Importing the package registers its gymnasium ids; MuJoCo is loaded only when an environment is made. Several at once:
+`gymnasium.make_vec(id, num_envs=2)` in one process, or in processes of their own, which must be started afresh,
+`gymnasium.make_vec(id, num_envs=2, vectorization_mode="async", vector_kwargs={"context": "spawn"})`.
 """
 
 import logging

@@ -2,7 +2,7 @@
 
     observation  {camera: (h, w, 3) u8, ..., "state": (P,) f32}
     info         instruction, success, progress, subtask, and where they exist score (numbers to report) and scene
-    attributes   robot_spec, instruction, criterion, split, max_steps
+    attributes   robot_spec, env_id, instruction, criterion, split, max_steps
 
 Our own tasks say all of this themselves. What a foreign environment does not say is settled here, by documented
 defaults that `AdapterConfig` overrides; nothing about the environment has to be edited.
@@ -11,6 +11,7 @@ defaults that `AdapterConfig` overrides; nothing about the environment has to be
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,8 @@ class AdapterConfig:
         else that the environment terminates).
     stop: an episode ends when it succeeds. max_steps: control steps of an episode (the registered limit, or 1000).
     image_size: pixels a side that pictures are resized to (of `render` 64; others stay as they are).
-    state: keys of the observation that make up the state, in this order (all that are no pictures).
+    state: keys of the observation that make up the state, in this order, parts of one as `key[0:3]` (all that are no
+        pictures).
     grippers: indices of the action dimensions that are grippers, which open at the low end of their range (none).
     action_low, action_high: the range of every action dimension that has none of its own.
     control_hz: control steps a second (`metadata["render_fps"]`, or 20).
@@ -70,26 +72,25 @@ class Adapter(gym.Wrapper):
     each with the setting that mends it."""
 
     def __init__(
-        self, env: gym.Env, split: str, config: AdapterConfig = AdapterConfig(), own_splits: bool = False
-    ) -> None:
-        """own_splits: the environment was made with the split; another one gets other seeds for each."""
+        self, env: gym.Env, split: str, config: AdapterConfig = AdapterConfig(), own_splits: bool = False,
+        env_id: str | None = None,
+    ) -> None:  # fmt: skip
+        """own_splits: the environment was made with the split; another one gets other seeds for each. env_id: what it
+        was asked for by, where that is not in its own `spec`."""
         super().__init__(env)
         self.config, self.split, self.own_splits = config, split, own_splits
         self.own = hasattr(env.unwrapped, "robot_spec")
         registered = env.spec.max_episode_steps if env.spec else None
         self.max_steps = config.max_steps or registered or DEFAULT_MAX_STEPS
-        name = env.spec.name if env.spec else type(env.unwrapped).__name__
+        self.env_id = env_id or (env.spec.id if env.spec else type(env.unwrapped).__name__)
+        name = re.sub(r"-v\d+$", "", self.env_id.rpartition("/")[2])
         self.instruction = config.instruction or getattr(env.unwrapped, "instruction", None) or in_words(name)
         self.criterion = config.criterion or getattr(env.unwrapped, "criterion", None) or self._default_criterion()
         if self.own:
             self.robot_spec = env.unwrapped.robot_spec
             return
         self._pictures, self._numbers = sort_out(env.observation_space)
-        if config.state is not None:
-            unknown = [key for key in config.state if key not in self._numbers]
-            if unknown:
-                raise ValueError(f"env.state={list(config.state)}: the observation has {', '.join(self._numbers)}")
-            self._numbers = {key: self._numbers[key] for key in config.state}
+        self._state_parts = [part_of(key, self._numbers) for key in config.state or self._numbers]
         self.robot_spec = self._spec()
         spec = self.robot_spec
         images = {c.name: gym.spaces.Box(0, 255, (c.height, c.width, 3), np.uint8) for c in spec.cameras}
@@ -126,10 +127,28 @@ class Adapter(gym.Wrapper):
         """The scene for people, (size, size, 3) u8: what `render` shows."""
         if self.own:
             return self.env.unwrapped.render_main(size)
-        shown = self.env.render() if self.env.render_mode == "rgb_array" else None
+        shown = self._render() if self.env.render_mode == "rgb_array" else None
         if shown is None:
             raise ValueError("this environment renders no picture: make it with render_mode=rgb_array")
         return resized(np.asarray(shown), size, size)
+
+    def _render(self) -> np.ndarray | None:
+        """gymnasium's MuJoCo renderer draws into whichever context was made last, perhaps another environment's."""
+        viewer = getattr(getattr(self.env.unwrapped, "mujoco_renderer", None), "viewer", None)
+        if viewer is not None:
+            viewer.make_context_current()
+        return self.env.render()
+
+    def close(self) -> None:
+        """Close the environment. What gymnasium's MuJoCo renderer holds is freed in its own context: freed later, in
+        another environment's, it would take that one's pictures with it."""
+        renderer = getattr(self.env.unwrapped, "mujoco_renderer", None)
+        if getattr(renderer, "viewer", None) is not None:
+            renderer.viewer.make_context_current()
+            renderer.viewer.con.free()
+        super().close()
+        if renderer is not None:
+            renderer.viewer = None  # closing twice is harmless
 
     # what is said of it
 
@@ -165,9 +184,9 @@ class Adapter(gym.Wrapper):
                 )
             cameras = [CameraSpec("render", *(config.image_size or DEFAULT_IMAGE_SIZE,) * 2)]
         state = [
-            StateSpec(f"{key}.{i}" if space.shape else key, *ends)
-            for key, space in self._numbers.items()
-            for i, ends in enumerate(_ranges_of(space))
+            StateSpec(f"{key}.{i}" if self._numbers[key].shape else key, *ends)
+            for key, part in self._state_parts
+            for i, ends in list(enumerate(_ranges_of(self._numbers[key])))[part]
         ]
         rate = config.control_hz or self.env.metadata.get("render_fps") or DEFAULT_CONTROL_HZ
         return Spec(tuple(cameras), tuple(state), self._actions(), float(rate))
@@ -194,11 +213,11 @@ class Adapter(gym.Wrapper):
         flat = flatten(raw)
         obs = {}
         for camera in self.robot_spec.cameras:
-            picture = flat[camera.name] if self._pictures else self.env.render()
+            picture = flat[camera.name] if self._pictures else self._render()
             if picture is None or np.ndim(picture) != 3:
                 raise ValueError(f"camera `{camera.name}` gave no picture of shape (h, w, 3): {np.shape(picture)}")
             obs[camera.name] = resized(np.asarray(picture), camera.height, camera.width)
-        parts = [np.ravel(flat[key]).astype(np.float32) for key in self._numbers]
+        parts = [np.ravel(flat[key])[part].astype(np.float32) for key, part in self._state_parts]
         obs["state"] = np.concatenate(parts) if parts else np.zeros(0, np.float32)
         return obs
 
@@ -217,6 +236,18 @@ def seed_of(split: str, seed: int) -> int:
     """The reset seed of an environment that knows no splits, so that no episode of one split is met in another."""
     entropy = [int.from_bytes(split.encode(), "big"), seed]
     return int(np.random.SeedSequence(entropy).generate_state(1)[0] & 0x7FFFFFFF)
+
+
+def part_of(key: str, numbers: Mapping[str, gym.Space]) -> tuple[str, slice]:
+    """`key` or `key[0:3]` -> the key and its part. ValueError where the observation has no such numbers."""
+    name, bracket, inside = key.partition("[")
+    first, _, last = inside.removesuffix("]").partition(":")
+    if name in numbers and not bracket:
+        return name, slice(None)
+    if name in numbers and first.isdigit() and last.isdigit():
+        if int(first) < int(last) <= np.prod(numbers[name].shape):
+            return name, slice(int(first), int(last))
+    raise ValueError(f"env.state holds `{key}`, but the observation has {', '.join(numbers)}; parts are key[0:3]")
 
 
 def sort_out(space: gym.Space) -> tuple[dict[str, gym.spaces.Box], dict[str, gym.Space]]:

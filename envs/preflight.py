@@ -13,6 +13,11 @@ import sys
 OLDEST_PYTHON = (3, 11)
 EGL_EXTENSIONS_DEVICE = 0x313F  # EGL_PLATFORM_DEVICE_EXT
 MAX_DEVICES = 16
+RENDERING_PACKAGES = ("libegl1", "libgl1-mesa-dri")
+ROBOSUITE_MISSING = (
+    "robosuite is missing. Install it with: pip install --no-deps robosuite==1.5.2 "
+    "(without its dependencies: those that are needed come with this project, the rest need a compiler or an old numpy)"
+)
 
 
 def require() -> None:
@@ -20,6 +25,18 @@ def require() -> None:
     line = problem(installing=False)
     if line:
         raise OSError(line)
+
+
+def require_rendering() -> None:
+    """Raise OSError with the one line where MuJoCo could not render through EGL, whatever MUJOCO_GL says."""
+    reason = rendering_problem()
+    if reason:
+        raise OSError(advice([reason], RENDERING_PACKAGES))
+
+
+def advice(missing, packages) -> str:
+    """The one line."""
+    return "missing: {}. Install with: sudo apt-get install -y {}".format(" and ".join(missing), " ".join(packages))
 
 
 def problem(installing: bool) -> str:
@@ -41,10 +58,8 @@ def problem(installing: bool) -> str:
     reason = rendering_problem() if os.environ.get("MUJOCO_GL", "egl") == "egl" else ""
     if reason:
         missing.append(reason)
-        packages += ["libegl1", "libgl1-mesa-dri"]
-    if not missing:
-        return ""
-    return "missing: {}. Install with: sudo apt-get install -y {}".format(" and ".join(missing), " ".join(packages))
+        packages += RENDERING_PACKAGES
+    return advice(missing, packages) if missing else ""
 
 
 def rendering_problem() -> str:

@@ -270,6 +270,10 @@ class Observation:
         return cls(images, np.stack([obs.state for obs in observations]))
 
 
+class SimulationError(RuntimeError):
+    """The simulation became unstable: what it shows from here on is no physics, and nothing of it may be recorded."""
+
+
 def check_finite(name: str, value: np.ndarray) -> np.ndarray:
     """Return value; raise ValueError with the first bad index if it holds NaN or infinity."""
     bad = ~np.isfinite(value)

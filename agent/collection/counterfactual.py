@@ -56,6 +56,7 @@ class CounterfactualJob:
     first_seed: int
     branched: int
     chunk: int = 8
+    coefs: tuple[int, ...] | int = 4  # DCT coefficients in which chunks near the expert's vary
 
     def work(self, seeds: Iterator[int]) -> Iterator[Watched]:
         """One episode a seed, of the kind whose turn it is."""
@@ -65,7 +66,7 @@ class CounterfactualJob:
             for seed in seeds:
                 number = seed - self.first_seed
                 kind, most = KINDS[number % len(KINDS)], MOST if number < self.branched else 0
-                yield watch(envs, kind, policies[kind], expert, seed, self.chunk, most)
+                yield watch(envs, kind, policies[kind], expert, seed, self.chunk, most, self.coefs)
 
     def _policy(self, kind: str) -> PolicyConfig:
         config = PolicyConfig(name="play" if kind == "rescue" else kind, checkpoint=self.checkpoint, device="cpu")
@@ -74,7 +75,7 @@ class CounterfactualJob:
 
 def watch(
     envs: SyncVectorEnv, kind: str, policy: Policy | SinglePolicy, expert: SinglePolicy, seed: int, chunk: int = 8,
-    most: int = MOST,
+    most: int = MOST, coefs: tuple[int, ...] | int = 4,
 ) -> Watched:  # fmt: skip
     """Run one episode and follow one of its states several ways every now and then, `most` times; the episode itself
     goes on as if nothing was. envs: of one environment."""
@@ -84,18 +85,21 @@ def watch(
     def on_step(step: Step) -> None:
         done = step.index + 1
         if done >= FIRST and (done - FIRST) % EVERY == 0 and len(futures) < most and not step.info["success"]:
-            futures.append(follow(env, expert, step, chunk, rng))
+            futures.append(follow(env, expert, step, chunk, rng, coefs))
 
     (run,) = rollout(envs, policy, [seed], expert, on_step)
     return Watched(kind, run.episode, tuple(futures))
 
 
-def follow(env: gym.Env, expert: SinglePolicy, step: Step, chunk: int, rng: np.random.Generator) -> Futures:
+def follow(
+    env: gym.Env, expert: SinglePolicy, step: Step, chunk: int, rng: np.random.Generator,
+    coefs: tuple[int, ...] | int = 4,
+) -> Futures:  # fmt: skip
     """From where the environment is after this step: do CHUNKS different things, each from the same state."""
     world, spec = env.unwrapped, env.get_wrapper_attr("robot_spec")
     saved = world.save_state()
-    situation = Situation(saved, observe(env, spec), step.info["scene"])
-    ways = different_ways(SimulatorModel((env,), expert, chunk), situation, rng, spec)
+    situation = Situation(saved, observe(env, spec), step.info["scene"], expert.init("", 0))
+    ways = different_ways(SimulatorModel((env,), expert, chunk, coefs=coefs), situation, rng, spec)
     shown, keypoints = [], []
     for actions in ways:
         world.load_state(saved)

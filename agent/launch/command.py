@@ -15,6 +15,7 @@ from typing import Any
 from envs.data.files import create_whole, lock, to_json
 from envs.data.settings import closest
 from envs.data.store import EpisodeError
+from envs.types import SimulationError
 
 STOPPED = 130  # the exit status of a program that was ended by Ctrl-C
 OURS = "NEXTSTATE_FULL_ERROR"  # what the user asked for; `start` changes what Hydra reads
@@ -31,7 +32,7 @@ class RunError(RuntimeError):
 def expected_errors() -> tuple[type[Exception], ...]:
     """What a user can cause and mend: bad settings, bad files, a full disk, a missing library."""
     late = (("world_model.checkpoint", "CheckpointError"), ("world_model.tokens.images", "TokenizerError"))
-    return ValueError, OSError, EpisodeError, RunError, *_loaded(late), *settings_errors()
+    return ValueError, OSError, EpisodeError, RunError, SimulationError, *_loaded(late), *settings_errors()
 
 
 def settings_errors() -> tuple[type[Exception], ...]:

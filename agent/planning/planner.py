@@ -398,8 +398,7 @@ class Planner:
         """One number, or one for each dimension that is no gripper."""
         if self.config.coefs is not None:
             return self.config.coefs
-        kept = model.actions.coefs  # over all dimensions, 0 for grippers
-        return [count for i, count in enumerate(kept) if i not in model.spec.grippers]
+        return model.actions.coefs
 
     def _seeds(self, proposed: Tensor, last: Sequence[Plan | None], execute: int) -> Seeds:
         """proposed (R, Np, H, M, A). A last plan of another shape is left out, and any in a budget of one candidate,

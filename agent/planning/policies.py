@@ -86,7 +86,7 @@ class ModelPolicy:
             )
         return AgentState(tuple(self.text.encode(instruction)), seed)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # and not inference_mode, whose tensors no compiled search could take
     def act(
         self, observations: Observation, states: Sequence[AgentState]
     ) -> tuple[np.ndarray, list[AgentState]]:
@@ -159,7 +159,7 @@ class PlanningPolicy:
         """The state before the first observation; see ModelPolicy."""
         return self.acting.init(instruction, seed)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def act(
         self, observations: Observation, states: Sequence[AgentState]
     ) -> tuple[np.ndarray, list[AgentState]]:

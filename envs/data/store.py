@@ -31,7 +31,10 @@ IMAGES = "images/"
 DIGEST_CHARS = 64  # sha256 in hexadecimal
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can hold; a real clock would make the bytes differ
 # what a file that is no episode of ours can make numpy, zipfile, zlib and json raise
-UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (
+    ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, RuntimeError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 class EpisodeError(RuntimeError):

@@ -6,7 +6,8 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 
 import numpy as np
-from robosuite.utils.mjcf_utils import xml_path_completion
+
+from envs.sim.backend import xml_path_completion
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ group), and masses come from group 0 alone.
     env.set_xml_processor(meshes.cheapen)   # before the first hard reset
 
 The copies are made once a machine, by fixed rules from the source files' bytes, and kept under
-`$NEXTSTATE_CACHE` (or `$XDG_CACHE_HOME/nextstate`, or `~/.cache/nextstate`) in `meshes/`.
+`$NEXTSTATE_CACHE` (or `$XDG_CACHE_HOME/nextstate`, or `~/.cache/nextstate`) in `meshes/`. Where nobody chose that
+folder and it cannot be written, as in many containers, they are kept in the folder for temporary files instead.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import hashlib
 import math
 import os
 import tempfile
+import warnings
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from functools import cache
@@ -26,6 +28,8 @@ from pathlib import Path
 import cv2
 import fast_simplification
 import numpy as np
+
+from envs.data.files import write_whole
 
 VISUAL_GROUP = "1"  # robosuite: group 0 collides and weighs, group 1 is only seen
 RULE = "weld-1e-6 quadric sqrt-10"  # names how a mesh is reduced; part of the cached file's name
@@ -42,7 +46,7 @@ STL_HEADER = 80
 def cheapen(xml: str) -> str:
     """A full MuJoCo model as XML -> the same model, cheap to render.
 
-    Raises OSError if the cache folder cannot be written, ValueError for a mesh or texture that cannot be read.
+    Raises OSError if no cache folder can be written, ValueError for a mesh or texture that cannot be read.
     """
     root = ElementTree.fromstring(xml)
     replace_meshes(root)
@@ -95,43 +99,63 @@ def only_seen(geom: ElementTree.Element) -> bool:
     return geom.get("group") == VISUAL_GROUP and geom.get("contype") == "0" and geom.get("conaffinity") == "0"
 
 
-def cache_folder() -> Path:
-    """Where the copies are kept on this machine."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("NEXTSTATE_CACHE") or Path(home) / "nextstate") / "meshes"
+def cache_folders() -> tuple[Path, ...]:
+    """Where the copies may lie on this machine, the best place first."""
+    if os.environ.get("NEXTSTATE_CACHE"):
+        return (Path(os.environ["NEXTSTATE_CACHE"]) / "meshes",)
+    fallback = Path(tempfile.gettempdir()) / f"nextstate-{os.getuid()}"
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # this user has no home
+        return (fallback,)
+    return home / "nextstate" / "meshes", fallback
 
 
 def decimated(file: str) -> Path:
     """The decimated copy of a mesh file (.obj or .stl), made if it is not there yet."""
-    return made(Path(file), cache_folder(), f"{RULE} fast_simplification {fast_simplification.__version__}", ".stl")
+    return made(Path(file), cache_folders(), f"{RULE} fast_simplification {fast_simplification.__version__}", ".stl")
 
 
 def shrunk(file: str) -> Path:
     """The small copy of a texture file, made if it is not there yet."""
-    return made(Path(file), cache_folder(), f"area {TEXTURE_SIZE}", ".png")
+    return made(Path(file), cache_folders(), f"area {TEXTURE_SIZE}", ".png")
 
 
 @cache
-def made(source: Path, folder: Path, recipe: str, suffix: str) -> Path:
-    """Reduce `source` into `folder` once a process; the result appears whole or not at all."""
+def made(source: Path, folders: tuple[Path, ...], recipe: str, suffix: str) -> Path:
+    """Reduce `source` into the first folder that takes it, once a process; the result is whole or not there."""
     content = source.read_bytes()
-    name = hashlib.sha256(recipe.encode() + content).hexdigest()[:24]
-    target = folder / f"{source.stem}-{name}{suffix}"
-    if target.exists():
-        return target
+    name = f"{source.stem}-{hashlib.sha256(recipe.encode() + content).hexdigest()[:24]}{suffix}"
+    for folder in folders:
+        if (folder / name).exists() and is_ours(folder):
+            return folder / name
     reduced = stl_bytes(*simplify(*read_mesh(source))) if suffix == ".stl" else small_png(source)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # A name of its own for each process: parallel workers may make the same file, and the last rename wins.
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
-            part.write(reduced)
-            part.flush()
-            os.fsync(part.fileno())
-        os.replace(part.name, target)
-    except OSError as error:
-        advice = "Free some space, or set NEXTSTATE_CACHE to a writable folder."
-        raise OSError(f"cannot write {target}: {error}. {advice}") from error
-    return target
+    problems = []
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not is_ours(folder):
+                raise OSError(f"{folder} belongs to somebody else.")
+            write_whole(folder / name, reduced)
+        except OSError as error:
+            problems.append(error)
+            continue
+        if problems:
+            say_once(folders[0], folder)
+        return folder / name
+    raise OSError(f"{problems[0]} Set NEXTSTATE_CACHE to a writable folder.") from problems[0]
+
+
+def is_ours(folder: Path) -> bool:
+    """False for a folder that anybody may have made, in the place for temporary files, and somebody else did."""
+    return folder.parent != Path(tempfile.gettempdir()) or folder.lstat().st_uid == os.getuid()
+
+
+@cache
+def say_once(wanted: Path, taken: Path) -> None:
+    """Warn that the copies lie elsewhere; they are lost there when the machine restarts, and made again."""
+    text = f"{wanted} cannot be written, so smaller meshes of the robot are kept in {taken}. NEXTSTATE_CACHE chooses."
+    warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 def small_png(source: Path) -> bytes:

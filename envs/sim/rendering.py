@@ -7,22 +7,38 @@ one takes 0.05 s. One context draws every camera at every size.
 from __future__ import annotations
 
 import atexit
+import os
+import sys
 import weakref
+from typing import Protocol
 
 import mujoco
 import numpy as np
+
+from envs import preflight
 
 MAX_SIZE = 512  # pixels
 MAX_GEOMS = 2000
 
 _alive: weakref.WeakSet[Renderer] = weakref.WeakSet()
+_opened_by: int | None = None  # the process that opened the first GL context; a forked child inherits the number
+
+
+class GLContext(Protocol):
+    """What MuJoCo's contexts have in common."""
+
+    def make_current(self) -> None:
+        """Let this thread draw into it."""
+
+    def free(self) -> None:
+        """Close it."""
 
 
 class Renderer:
     """Draws the models of one environment, one after the other: `load` after every compilation, then `render`."""
 
     def __init__(self) -> None:
-        self._gl: mujoco.GLContext | None = None
+        self._gl: GLContext | None = None
         self._context: mujoco.MjrContext | None = None
         self._visible = mujoco.MjvOption()
         self._visible.geomgroup[:] = 0
@@ -32,9 +48,13 @@ class Renderer:
         _alive.add(self)
 
     def load(self, model: mujoco.MjModel) -> None:
-        """Read the meshes and textures of a compiled model. Frees those of the last one."""
+        """Read the meshes and textures of a compiled model. Frees those of the last one.
+
+        Raises OSError with the command that installs what is missing, RuntimeError in a process forked too late.
+        """
+        refuse_fork()
         if self._gl is None:
-            self._gl = mujoco.GLContext(MAX_SIZE, MAX_SIZE)
+            self._gl = open_context()
             # MuJoCo ends EGL at exit, from its first context on; freeing a context after that prints a traceback,
             # and what is registered last runs first
             atexit.unregister(_close_all)
@@ -52,6 +72,7 @@ class Renderer:
 
     def render(self, data: mujoco.MjData, camera: str, size: int) -> np.ndarray:
         """What a named camera sees, (size, size, 3) u8, of the model loaded last."""
+        refuse_fork()
         if self._context is None:
             raise RuntimeError("load a model before rendering")
         if not 0 < size <= MAX_SIZE:
@@ -77,6 +98,35 @@ class Renderer:
         if self._gl is not None:
             self._gl.free()
             self._gl = None
+
+
+def open_context() -> GLContext:
+    """A GL context without a window.
+
+    On Linux through EGL, which needs no display, unless MUJOCO_GL says osmesa or glx. MuJoCo's own choice is not asked:
+    it is made when mujoco is imported, and is a window, which a headless machine cannot open, where MUJOCO_GL was not
+    set before.
+    """
+    global _opened_by
+    # one thread draws frames this small faster than several, and leaves the others to other environments
+    os.environ.setdefault("LP_NUM_THREADS", "1")
+    if sys.platform != "linux" or os.environ.get("MUJOCO_GL") in ("osmesa", "glx"):
+        from mujoco import GLContext as Context
+    else:
+        preflight.require_rendering()  # before the import, which fails with a traceback out of OpenGL
+        from mujoco.egl import GLContext as Context
+    _opened_by = os.getpid()
+    return Context(MAX_SIZE, MAX_SIZE)
+
+
+def refuse_fork() -> None:
+    """Raise RuntimeError where drawing would hang for ever: in a child forked after its parent had begun to draw."""
+    if _opened_by not in (None, os.getpid()):
+        raise RuntimeError(
+            "this process was forked from one that had begun to draw, and the locks and threads of the graphics "
+            "library do not survive that. Start workers afresh: gymnasium.make_vec(..., vectorization_mode='async', "
+            "vector_kwargs={'context': 'spawn'}), or multiprocessing.get_context('spawn')."
+        )
 
 
 def _close_all() -> None:

@@ -14,30 +14,41 @@ import cv2
 import gymnasium as gym
 import mujoco
 import numpy as np
-import robosuite.macros as macros
-from robosuite.environments.manipulation.manipulation_env import ManipulationEnv
 from scipy.spatial.transform import Rotation
 
-from envs.sim import meshes
+from envs.sim import meshes, stability
+from envs.sim.backend import ManipulationEnv
+from envs.sim.controller import ArmController
 from envs.sim.looks import Look
 from envs.sim.rendering import Renderer
 from envs.sim.table import SPEC
-from envs.types import Scene, check_action, check_finite
+from envs.types import Scene, check_action
 
 # Rendered this many times larger, then averaged: cheaper than multisampling. With 2 the edges are jagged, and the frame
 # tokenizer spends its bits on them (0.7 dB, LOG.md).
 SUPERSAMPLE = 4
 POINTING_DOWN = Rotation.from_matrix([[0, 1, 0], [1, 0, 0], [0, 0, -1]])
 CAMERAS = {"main": "main", "wrist": "robot0_eye_in_hand"}  # ours -> the simulator's
+# What the state can be, metres and radians, for gymnasium's space: the arm is bolted down, and jaws are this wide.
+# `SPEC` has the ranges that matter, which are narrower and may be left.
+STATE_BOUND = np.array([2, 2, 2, np.pi, np.pi, np.pi, 0.2], np.float32)
+RENDER_SIZE = 256  # pixels
 SPLITS = ("train", "seen", "unseen")  # `seen` has the ranges of `train` and other seeds; `unseen` leaves the ranges
 
 
 @dataclass(frozen=True)
 class SimState:
-    """Everything that a step depends on. Physics alone is not enough: the controller has a memory too."""
+    """Everything that a step depends on. Physics alone is not enough: the gripper's command builds up over steps, and
+    the first step of an episode differs (see `ArmController`).
 
+    episode: what it is a state of; it can be loaded there only. Another environment that was reset to the same episode
+        (task, split and seed) is as good, also in another process.
+    warnings: MuJoCo's counts so far.
+    """
+
+    episode: str
+    warnings: np.ndarray
     physics: np.ndarray
-    controller: dict[str, np.ndarray | None]
     gripper_command: np.ndarray
     task: Any
 
@@ -46,8 +57,12 @@ class Tabletop(gym.Env):
     """A gymnasium task on the table; subclasses fill in the methods of the second half.
 
     Observation: {"main": (64, 64, 3) u8, "wrist": (32, 32, 3) u8, "state": (P,) f32}; action: (A,) in [-1, 1],
-    OSC_POSE deltas (1 = 5 cm, 0.5 rad) and the gripper (-1 opens, 1 closes). `info` carries the instruction,
-    `success`, `progress`, `subtask`, the task's `score`s and the privileged `scene`.
+    OSC_POSE deltas (1 = 5 cm, 0.5 rad) and the gripper (-1 opens, 1 closes). `info` carries the instruction, the
+    episode's `split`, `success`, `progress`, `subtask`, the task's `score`s, the privileged `scene`, and in `warnings`
+    how often MuJoCo dropped contacts or constraints (`contacts_dropped`, `constraints_dropped`; empty as it should be).
+
+    Before the first `reset` and after a `reset` that failed whatever needs an episode raises gymnasium's ResetNeeded,
+    after `close` ClosedEnvironmentError; `reset` opens it again.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": SPEC.control_hz}
@@ -55,29 +70,56 @@ class Tabletop(gym.Env):
     instruction: str
     subtask_names: tuple[str, ...]
     criterion: str  # what success means, in words, for reports
+    variant = ""  # which form of the task, where it has several
     timestep = 0.002
 
-    def __init__(self, split: str = "train", render_mode: str = "rgb_array") -> None:
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    def __init__(self, split: str = "train", render_mode: str | None = "rgb_array") -> None:
+        check_split(split)
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            modes = ", ".join(self.metadata["render_modes"])
+            raise ValueError(f"render_mode must be one of {modes}, or None, got {render_mode!r}")
         self.split = split
         self.render_mode = render_mode
         images = {c.name: gym.spaces.Box(0, 255, (c.height, c.width, 3), np.uint8) for c in SPEC.cameras}
-        state = gym.spaces.Box(-np.inf, np.inf, (len(SPEC.state),), np.float32)
+        state = gym.spaces.Box(-STATE_BOUND, STATE_BOUND)
         self.observation_space = gym.spaces.Dict(images, state=state)
         self.action_space = gym.spaces.Box(SPEC.action_low, SPEC.action_high)
-        self._world: ManipulationEnv | None = None
+        self._built: ManipulationEnv | None = None
+        self._controller: ArmController | None = None
+        self._episode = ""  # names the episode that is under way
+        self._closed = False
         self._renderer = Renderer()
 
     # gymnasium's interface
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
-        """Start an episode. The same seed and split give the same episode, bit for bit."""
+        """Start an episode. The same seed and split give the same episode, bit for bit.
+
+        options: {"split": one of SPLITS} for this episode alone. ValueError for any other.
+        """
+        options = dict(options or {})
+        split = options.pop("split", self.split)
+        check_split(split)
+        if options:
+            raise ValueError(f"reset takes the option `split`, got {', '.join(map(repr, options))}")
         super().reset(seed=seed)
+        self._episode, self._closed = "", False
         # the split is part of the seed, so `seen` never repeats an episode of `train`
-        rng = np.random.default_rng([SPLITS.index(self.split), int(self.np_random.integers(2**31))])
-        look = Look.draw(rng, unseen=self.split == "unseen")
-        self._draw(rng)
+        drawn = int(self.np_random.integers(2**31))
+        rng = np.random.default_rng([SPLITS.index(split), drawn])
+        try:
+            self._begin(rng, unseen=split == "unseen")
+        except Exception:
+            self._built = self._controller = None  # half made: what needs an episode shall say that there is none
+            raise
+        self._split_now = split
+        self._episode = " ".join(filter(None, (type(self).__name__, self.variant, split, f"{drawn:010d}")))
+        return self.observe(), self._info()
+
+    def _begin(self, rng: np.random.Generator, unseen: bool) -> None:
+        """Draw an episode, compile its model and bring the simulation to its first state."""
+        look = Look.draw(rng, unseen)
+        self._draw(rng, unseen)
 
         def edit(xml: str) -> str:
             root = ElementTree.fromstring(xml)
@@ -86,30 +128,39 @@ class Tabletop(gym.Env):
             self._edit(root)
             return meshes.cheapen(ElementTree.tostring(root, encoding="unicode"))  # last: it shrinks what was chosen
 
-        if self._world is None:
-            self._world = self._build()
-        world = self._world
+        if self._built is None:
+            self._built = self._build()
+        world = self._built
         world.rng = rng
         # robosuite's own `reset` also renders observables that nothing here reads; this is the part that matters
         world._xml_processors = [world.edit_model_xml, edit]
         world._load_model()
         world._initialize_sim()
         world._observables = {}
+        stability.disable_reset(self._model)
         self._renderer.load(self._model)
         world._reset_internal()
         world.model_timestep = self.timestep
         self._connect(rng)
         world.sim.forward()
-        return self.observe(), self._info()
+        self._controller = ArmController(world)
+        stability.check_state(self._model, self._data, step=0)
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
-        """Execute one control step. Raises ValueError for an action that is not finite or has a wrong shape."""
+        """Execute one control step.
+
+        Raises ValueError for an action that is not finite or has a wrong shape, SimulationError where the simulation
+        became unstable: this episode cannot go on then, and nothing of it is worth keeping.
+        """
         reward, terminated, truncated, info = self.advance(action)
         return self.observe(), reward, terminated, truncated, info
 
-    def render(self) -> np.ndarray:
-        """The main camera at 256 pixels, (256, 256, 3) u8."""
-        return self.render_main(256)
+    def render(self) -> np.ndarray | None:
+        """The main camera, (RENDER_SIZE, RENDER_SIZE, 3) u8; None, with a warning, without a render mode."""
+        if self.render_mode is None:
+            gym.logger.warn("render() shows nothing without a render mode: make it with render_mode='rgb_array'.")
+            return None
+        return self.render_main(RENDER_SIZE)
 
     def render_main(self, size: int) -> np.ndarray:
         """The main camera, (size, size, 3) u8."""
@@ -118,24 +169,31 @@ class Tabletop(gym.Env):
     def close(self) -> None:
         """Free the rendering contexts and the simulation."""
         self._renderer.close()
-        self._world = None
+        self._built = self._controller = None
+        self._episode, self._closed = "", True
 
     # the halves of a step: where many futures are tried, drawing what nobody looks at is most of the time
 
     def advance(self, action: np.ndarray) -> tuple[float, bool, bool, dict]:
-        """`step` without drawing what it would show: reward, terminated, truncated, info."""
-        if self._world is None:
-            raise gym.error.ResetNeeded("call reset() before step()")
+        """`step` without drawing what it would show: reward, terminated, truncated, info. Raises as `step` does."""
+        model, data, controller = self._model, self._data, self._controller
+        if np.shape(action) != (len(SPEC.action),):
+            raise ValueError(f"an action must have the shape ({len(SPEC.action)},), got {np.shape(action)}")
         action = check_action(action, SPEC)
-        world = self._world
+        step = self.steps() + 1
+        stability.check_warnings(data, step)
         before = self.progress()
         self._before_step(action)
-        for substep in range(round(1 / SPEC.control_hz / self.timestep)):
-            world.sim.step1()
-            world._pre_action(action, substep == 0)
-            world.sim.step2()
-        world.sim.forward()
-        check_finite("simulated robot state", world.sim.data.qpos)
+        for substep in range(self._substeps):
+            mujoco.mj_step1(model, data)
+            stability.check_warnings(data, step)  # before the controller reckons with NaN
+            reading = controller.at_reset if step == 1 and substep == 0 else controller.read()
+            if substep == 0:
+                controller.set_goal(action, reading)
+            controller.command(reading)
+            mujoco.mj_step2(model, data)
+        mujoco.mj_forward(model, data)
+        stability.check_state(model, data, step)
         info = self._info()
         return float(info["progress"] - before), info["success"], False, info
 
@@ -152,20 +210,25 @@ class Tabletop(gym.Env):
 
     def save_state(self) -> SimState:
         """A copy of the whole state, from which every future is the same, also in the middle of a grasp."""
-        data, controller = self._data, self._arm
+        data = self._data
         physics = np.empty(mujoco.mj_stateSize(self._model, mujoco.mjtState.mjSTATE_INTEGRATION))
         mujoco.mj_getState(self._model, data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
-        memory = {name: _copy(getattr(controller, name)) for name in _CONTROLLER_MEMORY}
-        return SimState(physics, memory, self._gripper.current_action.copy(), self._task_state())
+        command = self._gripper.current_action.copy()
+        return SimState(self._episode, data.warning.number.copy(), physics, command, self._task_state())
 
     def load_state(self, state: SimState) -> None:
-        """Return to a saved state of this same episode (the same reset)."""
-        for name, value in state.controller.items():
-            setattr(self._arm, name, _copy(value))
+        """Return to a saved state of the episode that is under way. ValueError for a state of another episode."""
+        data = self._data
+        if state.episode != self._episode:
+            raise ValueError(
+                f"this is a state of the episode `{state.episode}`, and the environment is in `{self._episode}`, whose "
+                "model is another: reset it with that task, split and seed first"
+            )
         self._gripper.current_action = state.gripper_command.copy()
         self._load_task_state(state.task)
-        mujoco.mj_setState(self._model, self._data, state.physics, mujoco.mjtState.mjSTATE_INTEGRATION)
-        mujoco.mj_forward(self._model, self._data)
+        mujoco.mj_setState(self._model, data, state.physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        mujoco.mj_forward(self._model, data)
+        data.warning.number[:] = state.warnings
 
     # what a task fills in
 
@@ -173,7 +236,7 @@ class Tabletop(gym.Env):
         """The robosuite world, made once."""
         raise NotImplementedError
 
-    def _draw(self, rng: np.random.Generator) -> None:
+    def _draw(self, rng: np.random.Generator, unseen: bool) -> None:
         """Draw what varies between episodes."""
 
     def _edit(self, root: ElementTree.Element) -> None:
@@ -205,10 +268,6 @@ class Tabletop(gym.Env):
         """The simulator's truth."""
         raise NotImplementedError
 
-    def subtask(self) -> int:
-        """Index into `subtask_names` of what is to be done now."""
-        raise NotImplementedError
-
     def score(self) -> dict[str, float]:
         """Measures to report beside success."""
         return {}
@@ -217,13 +276,32 @@ class Tabletop(gym.Env):
 
     def progress(self) -> float:
         """How far the task has come, 0 to 1."""
-        if self.success():
+        return self._progress(self.success(), self.scene())
+
+    def _progress(self, success: bool, scene: Scene) -> float:
+        if success:
             return 1.0
-        scene = self.scene()
         holding = np.float32(scene.held >= 0)
         return float(self.progress_in(scene.keypoints, self._state(), holding))
 
+    def steps(self) -> int:
+        """Control steps of this episode so far; a state that is loaded brings its own."""
+        return round(self._data.time / (self._substeps * self.timestep))
+
     # what tasks use
+
+    @property
+    def _world(self) -> ManipulationEnv:
+        """The world of the episode that is under way, or of the one that `reset` is making."""
+        if self._built is not None:
+            return self._built
+        if self._closed:
+            raise gym.error.ClosedEnvironmentError("this environment is closed: call reset() to open it again")
+        raise gym.error.ResetNeeded("there is no episode: call reset() first")
+
+    @property
+    def _substeps(self) -> int:
+        return round(1 / SPEC.control_hz / self.timestep)
 
     @property
     def _model(self) -> mujoco.MjModel:
@@ -232,10 +310,6 @@ class Tabletop(gym.Env):
     @property
     def _data(self) -> mujoco.MjData:
         return self._world.sim.data._data
-
-    @property
-    def _arm(self):
-        return self._world.robots[0].part_controllers["right"]
 
     @property
     def _gripper(self):
@@ -262,31 +336,18 @@ class Tabletop(gym.Env):
         return np.array([*self.gripper_position(), *turned, self.opening()], dtype=np.float32)
 
     def _info(self) -> dict:
+        success, scene = self.success(), self.scene()
         return {
-            "instruction": self.instruction, "success": bool(self.success()), "progress": float(self.progress()),
-            "subtask": self.subtask_names[self.subtask()], "scene": self.scene(), "score": self.score(),
+            "instruction": self.instruction, "split": self._split_now, "success": success,
+            "progress": self._progress(success, scene), "subtask": self.subtask_names[scene.stage], "scene": scene,
+            "score": self.score(), "warnings": stability.dropped(self._data),
         }  # fmt: skip
 
     def _render(self, camera: str, size: int) -> np.ndarray:
         return self._renderer.render(self._data, camera, size)
 
 
-_CONTROLLER_MEMORY = (
-    "goal_pos", "goal_ori", "relative_ori", "ori_ref", "kp", "kd", "torques",
-    # what it last read of the arm: the first step after a reset goes by what was read before the state was complete
-    "new_update", "ref_pos", "ref_ori_mat", "ref_pos_vel", "ref_ori_vel", "joint_pos", "joint_vel",
-    "J_pos", "J_ori", "J_full", "mass_matrix",
-)  # fmt: skip
-
-
-def _copy(value: np.ndarray | None) -> np.ndarray | None:
-    return value.copy() if isinstance(value, np.ndarray) else value
-
-
-def robot_options() -> dict:
-    """The robosuite arguments that all worlds share: a Panda, nothing rendered by robosuite itself."""
-    macros.CONSOLE_LOGGING_LEVEL = None
-    return {
-        "robots": "Panda", "has_renderer": False, "has_offscreen_renderer": False, "use_camera_obs": False,
-        "control_freq": SPEC.control_hz, "ignore_done": True, "hard_reset": True, "renderer": "mujoco",
-    }  # fmt: skip
+def check_split(split: str) -> None:
+    """Raise ValueError where there is no such split."""
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")

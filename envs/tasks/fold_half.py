@@ -7,12 +7,10 @@ import xml.etree.ElementTree as ElementTree
 
 import mujoco
 import numpy as np
-from robosuite.environments.manipulation.manipulation_env import ManipulationEnv
-from robosuite.models.arenas import TableArena
-from robosuite.models.tasks import ManipulationTask
 
-from envs.sim.table import TABLE_HEIGHT
-from envs.sim.tabletop import Tabletop, robot_options
+from envs.sim.backend import ManipulationEnv, ManipulationTask, TableArena, robot_options
+from envs.sim.table import SPEC, TABLE_HEIGHT
+from envs.sim.tabletop import Tabletop
 from envs.tasks import score
 from envs.types import Scene
 
@@ -44,17 +42,16 @@ class FoldHalf(Tabletop):
     )
     timestep = 0.004
 
-    def __init__(self, split: str = "train", grasp: str = "constraint", render_mode: str = "rgb_array") -> None:
+    def __init__(self, split: str = "train", grasp: str = "constraint", render_mode: str | None = "rgb_array") -> None:
         if grasp not in ("constraint", "friction"):
             raise ValueError(f"grasp must be constraint or friction, got {grasp!r}")
         super().__init__(split, render_mode)
-        self.grasp = grasp
+        self.grasp = self.variant = grasp
 
     def _build(self) -> ManipulationEnv:
-        return _ClothTable(**robot_options())
+        return _ClothTable(**robot_options(SPEC.control_hz))
 
-    def _draw(self, rng: np.random.Generator) -> None:
-        unseen = self.split == "unseen"
+    def _draw(self, rng: np.random.Generator, unseen: bool) -> None:
         self._position = rng.uniform(-0.05, 0.05, 2)
         self._yaw = rng.uniform(-0.5, 0.5)
         scale = rng.choice([rng.uniform(0.84, 0.89), rng.uniform(1.06, 1.12)]) if unseen else rng.uniform(0.9, 1.05)
@@ -145,9 +142,6 @@ class FoldHalf(Tabletop):
         held = self._held()
         stage = score.fold_stage(_corner_distances(vertices), held, score.half_folded(vertices))
         return Scene(corners, held, stage, self.opening(), self.gripper_position().astype(np.float32))
-
-    def subtask(self) -> int:
-        return self.scene().stage
 
     def score(self) -> dict[str, float]:
         vertices = self._vertices()

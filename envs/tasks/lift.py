@@ -7,10 +7,10 @@ import xml.etree.ElementTree as ElementTree
 
 import mujoco
 import numpy as np
-from robosuite.environments.manipulation.lift import Lift as RobosuiteLift
 
+from envs.sim.backend import RobosuiteLift, robot_options
 from envs.sim.table import SPEC, TABLE_HEIGHT
-from envs.sim.tabletop import Tabletop, robot_options
+from envs.sim.tabletop import Tabletop
 from envs.tasks import score
 from envs.tasks.score import LIFTED, REACHED
 from envs.types import Scene
@@ -30,10 +30,9 @@ class Lift(Tabletop):
     criterion = f"the cube's centre over {1000 * LIFTED:.0f} mm above the table (robosuite's Lift)"
 
     def _build(self) -> RobosuiteLift:
-        return RobosuiteLift(**robot_options())
+        return RobosuiteLift(**robot_options(SPEC.control_hz))
 
-    def _draw(self, rng: np.random.Generator) -> None:
-        unseen = self.split == "unseen"
+    def _draw(self, rng: np.random.Generator, unseen: bool) -> None:
         self._position = rng.uniform(-PLACEMENT, PLACEMENT, 2)
         self._yaw = rng.uniform(-np.pi, np.pi)
         half = rng.choice([rng.uniform(0.017, 0.019), rng.uniform(0.024, 0.0255)]) if unseen else None
@@ -50,6 +49,10 @@ class Lift(Tabletop):
 
     def _connect(self, rng: np.random.Generator) -> None:
         self._cube = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_BODY, "cube_main")
+        pads = [f"gripper0_right_finger{finger}_pad_collision" for finger in (1, 2)]
+        self._cube_geom, *self._pads = (
+            mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_GEOM, name) for name in ("cube_g0", *pads)
+        )
         joint = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_JOINT, "cube_joint0")
         where = self._model.jnt_qposadr[joint]
         # robosuite's sampler has placed the cube too, but from a generator of its own
@@ -75,14 +78,11 @@ class Lift(Tabletop):
         stage = 2 if held == 0 else int(np.linalg.norm(keypoints[0] - gripper) < REACHED)
         return Scene(keypoints, held, stage, self.opening(), gripper)
 
-    def subtask(self) -> int:
-        return self.scene().stage
-
     def score(self) -> dict[str, float]:
         """Height of the cube's centre above the table."""
         return {"height_mm": 1000 * float(self._data.xpos[self._cube][2] - TABLE_HEIGHT)}
 
     def _grasped(self) -> bool:
         """robosuite's test: both finger pads touch the cube."""
-        world = self._world
-        return bool(world._check_grasp(gripper=world.robots[0].gripper, object_geoms=world.cube))
+        pairs = self._data.contact.geom.tolist()
+        return all([pad, self._cube_geom] in pairs or [self._cube_geom, pad] in pairs for pad in self._pads)

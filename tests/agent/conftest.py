@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from agent.build import EnvConfig
+from envs.sim.table import SPEC
 from tests.reach import MAX_STEPS, Reach
 from world_model import checkpoint
 from world_model.model import ModelConfig, WorldModel
 from world_model.nn.transformer import TransformerConfig
 from world_model.tokens.actions import ActionTokenizer
-from world_model.tokens.images import FrameConfig, FrameTokenizer
+from world_model.tokens.images import ImageConfig, ImageTokenizer
 from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
 
@@ -30,10 +31,10 @@ def untrained(tmp_path_factory):
     """The folder of an untrained checkpoint for Lift."""
     torch.manual_seed(0)
     text = TextTokenizer.train(["lift the cube"])
-    frames = FrameTokenizer(FrameConfig(levels=(5, 5, 5), width=16, encoder_blocks=1, decoder_blocks=1)).eval()
+    frames = ImageTokenizer(ImageConfig(SPEC.cameras, (5, 5, 5), width=16, encoder_blocks=1, decoder_blocks=1)).eval()
     sizes = TransformerConfig(width=48, num_layers=1, num_heads=4, num_kv_heads=2, hidden=96)
-    vocab = Vocab.native(text.size, frames.vision_size)
-    model = WorldModel(ModelConfig(sizes), vocab, frames, ActionTokenizer.create())
+    vocab = Vocab.native(text.size, frames.vision_size, len(SPEC.cameras))
+    model = WorldModel(ModelConfig(sizes), SPEC, vocab, frames, ActionTokenizer.create(SPEC, (4, 4, 4, 0, 0, 2)))
     folder = tmp_path_factory.mktemp("run") / "checkpoint"
     checkpoint.save(folder, model, text.within(vocab.text), {"instructions": ["lift the cube"], "discount": 0.9})
     return folder

@@ -89,7 +89,7 @@ class Model:
     """Imagines frames whose brightness is 100 + the control step at which they were imagined."""
 
     spec = SPEC
-    actions = SimpleNamespace(coefs=(4, 4, 4, 0, 0, 2, 0))
+    actions = SimpleNamespace(coefs=(4, 4, 4, 0, 0, 2))
 
     def prefill(self, histories):
         return [int(history.steps[-1][0].state[0]) for history in histories]

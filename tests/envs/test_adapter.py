@@ -37,6 +37,16 @@ def test_settings_take_the_place_of_defaults():
     np.testing.assert_array_equal(env.reset(seed=0)[0]["state"], env.unwrapped.point)
 
 
+def test_parts_of_an_observation():
+    """Catches a goal's height, which never changes, that cannot be left out of the state."""
+    env = adapted(state=("mark[1:2]", "point"))
+    assert [part.name for part in env.robot_spec.state] == ["mark.1", "point.0", "point.1"]
+    obs, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(obs["state"], [env.unwrapped.mark[1], *env.unwrapped.point])
+    with pytest.raises(ValueError, match="`mark\\[1:9\\]`, but the observation has point, mark"):
+        adapted(state=("mark[1:9]",))
+
+
 @pytest.mark.parametrize("stop", [True, False])
 def test_success_is_read_from_info(stop):
     """Catches a success that is never seen, and an episode that goes on, or ends, against the setting."""

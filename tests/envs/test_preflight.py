@@ -62,3 +62,10 @@ def test_old_python(monkeypatch):
     """An old Python must be named before pip fails on it."""
     monkeypatch.setattr(sys, "version_info", (3, 10, 2))
     assert "3.10" in preflight.problem(installing=True)
+
+
+def test_the_robosuite_that_is_named_is_the_one_that_is_tested():
+    """A line that installs another version than the pinned one."""
+    pins = (ROOT / "constraints.txt").read_text()
+    assert preflight.ROBOSUITE_MISSING.split("--no-deps ")[1].split()[0] in pins.split()
+    assert "\n" not in preflight.ROBOSUITE_MISSING

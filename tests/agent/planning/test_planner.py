@@ -47,7 +47,7 @@ class Toy:
 
     def __init__(
         self, target: torch.Tensor, scale: float | torch.Tensor = 1.0, spec: Spec = ARM,
-        coefs: tuple[int, ...] = (4, 4, 4, 0, 0, 2, 0), robots: int = 1,
+        coefs: tuple[int, ...] = (4, 4, 4, 0, 0, 2), robots: int = 1,
     ) -> None:  # fmt: skip
         self.target, self.scale, self.spec, self.robots = target, torch.as_tensor(scale), spec, robots
         self.actions = SimpleNamespace(coefs=coefs)
@@ -261,7 +261,7 @@ def aim(spec: Spec) -> torch.Tensor:
 def test_two_grippers_anywhere_and_ranges_of_their_own():
     """Catches noise in a gripper, one that goes anywhere but to its ends, hands that only ever switch together, and
     noise that is as large in a narrow dimension as in a wide one."""
-    toy = Toy(aim(TWO_HANDS), spec=TWO_HANDS, coefs=(0, 4, 4, 0))
+    toy = Toy(aim(TWO_HANDS), spec=TWO_HANDS, coefs=(4, 4))
     toy.propose = lambda cache, n, temperature, generators: toy.rest.expand(1, n, M, -1)
     plan = plan_one(planner(candidates=64, iterations=3, flip=0.3), toy)
     low, high = TWO_HANDS.action_low, TWO_HANDS.action_high
@@ -294,7 +294,7 @@ def test_what_follows_a_chunk_is_rest_with_the_last_grip():
 @pytest.mark.parametrize("coefs", [4, (4, 4), None], ids=str)
 def test_coefficients_are_one_number_a_list_or_the_tokenizers(coefs):
     """Catches a list that is counted off over the grippers too."""
-    space = planner(coefs=coefs, candidates=8)._coefs(Toy(aim(TWO_HANDS), spec=TWO_HANDS, coefs=(0, 4, 4, 0)))
+    space = planner(coefs=coefs, candidates=8)._coefs(Toy(aim(TWO_HANDS), spec=TWO_HANDS, coefs=(4, 4)))
     free = ActionSpace.of(TWO_HANDS, space, M).free
     assert free.shape == (M, 2) and free.sum(0).tolist() == [4, 4] and free[:4].all()
 

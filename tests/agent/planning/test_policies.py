@@ -48,7 +48,7 @@ class Recorder:
     """Proposes a chunk that counts calls and control steps, and values futures that move right."""
 
     spec = ROBOT
-    actions = SimpleNamespace(coefs=(4, 4, 4, 0))
+    actions = SimpleNamespace(coefs=(4, 4, 4))
 
     def __init__(self) -> None:
         self.calls: list[list] = []

@@ -3,7 +3,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -24,6 +24,10 @@ def test_round_trip(tmp_path, make_episode):
         if isinstance(expected, np.ndarray):
             assert got.dtype == expected.dtype
             np.testing.assert_array_equal(got, expected)
+        elif field.name == "images":
+            assert list(got) == list(expected)
+            for camera, frames in expected.items():
+                np.testing.assert_array_equal(got[camera], frames)
         else:
             assert got == expected, field.name
     assert store.names() == ["a", "b"] and len(store) == 2 and "a" in store and "c" not in store
@@ -71,7 +75,7 @@ def test_other_format_is_refused(tmp_path, make_episode, monkeypatch):
     monkeypatch.setattr("envs.data.store.FORMAT", 99)
     store.write(make_episode(0), "later")
     monkeypatch.undo()
-    with pytest.raises(EpisodeError, match=r"later\.npz.*format 1"):
+    with pytest.raises(EpisodeError, match=r"later\.npz.*format 2"):
         store.read("later")
 
 
@@ -136,11 +140,71 @@ def test_kill_before_the_rename(tmp_path):
 def test_split_is_by_seed(tmp_path, make_episode):
     """Catches branches of one state on both sides: what is measured on was then trained on, up to a chunk."""
     store = EpisodeStore(tmp_path)
-    for seed in range(4):
+    for seed in range(8):
         for branch in ("", "-00", "-01"):
-            store.write(make_episode(seed), f"a-{seed}{branch}")
+            store.write(make_episode(seed, steps=4), f"a-{seed}{branch}")
     train, held_out = store.split(3)
-    assert held_out == ["a-0", "a-0-00", "a-0-01", "a-3", "a-3-00", "a-3-01"] and len(train) == 6
+    sides = [{name.split("-")[1] for name in side} for side in (train, held_out)]
+    assert sides[0] and sides[1] and not sides[0] & sides[1] and len(train) + len(held_out) == 24
+    store.path("b-0").write_bytes(to_bytes(make_episode(100, steps=4)))
+    assert set(held_out) <= set(store.split(3)[1]), "an episode changed sides when another was added"
     store.path("a-1").write_bytes(b"not an episode")
     with pytest.raises(EpisodeError, match=r"a-1\.npz is damaged"):
         store.split(3)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 63, b"PK"])
+def test_an_empty_file_is_an_episode_error(tmp_path, content):
+    """Catches EOFError and IndexError from a file that a full disk left empty, also where only its seed is read."""
+    (tmp_path / "empty.npz").write_bytes(content)
+    for use in (lambda store: store.read("empty"), lambda store: store.split(3)):
+        with pytest.raises(EpisodeError, match=r"empty\.npz is damaged"):
+            use(EpisodeStore(tmp_path))
+
+
+def test_a_flipped_bit_in_the_metadata_is_an_episode_error(tmp_path, make_episode):
+    """Catches zlib.error and UnicodeDecodeError from `split`, which reads the metadata alone."""
+    store = EpisodeStore(tmp_path)
+    path = store.write(make_episode(0, steps=4), "flip")
+    data = path.read_bytes()
+    start = data.index(b"metadata.npy")
+    for place in range(start, len(data) - 64, max(1, (len(data) - start) // 40)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
+        try:
+            store.split(3)  # what is not read is not noticed
+        except EpisodeError as error:
+            assert "flip.npz" in str(error)
+
+
+def test_an_array_in_place_of_an_archive(tmp_path):
+    """Catches TypeError from a plain .npy file under an episode's name."""
+    with open(tmp_path / "array.npz", "wb") as file:
+        np.save(file, np.arange(100))
+    for use in (lambda store: store.read("array"), lambda store: store.split(3)):
+        with pytest.raises(EpisodeError, match=r"array\.npz"):
+            use(EpisodeStore(tmp_path))
+
+
+def test_metadata_that_json_cannot_hold_is_named(make_episode):
+    """Catches a bare NaN in the file, which is no JSON, and a TypeError that does not say which field it was."""
+    for wrong in (float("nan"), np.float32(1)):
+        with pytest.raises(ValueError, match="`versions` cannot be kept as JSON"):
+            to_bytes(replace(make_episode(0), versions={"wrong": wrong}))
+
+
+def test_digests_tell_contents(tmp_path, make_episode):
+    """Catches two data sets of the same names that are taken for the same data."""
+    store = EpisodeStore(tmp_path)
+    store.write(make_episode(0), "a")
+    before = store.digests()
+    assert list(before) == ["a"] and len(before["a"]) == 64 and store.digests() == before
+    store.write(make_episode(1), "a")
+    assert store.digests() != before
+
+
+def test_a_folder_without_episodes_is_named(tmp_path):
+    """Catches a misspelt folder among several that is skipped in silence."""
+    with pytest.raises(EpisodeError, match="fold_hafl does not exist"):
+        EpisodeStore(tmp_path / "fold_hafl").require()
+    with pytest.raises(EpisodeError, match="holds no episodes"):
+        EpisodeStore(tmp_path).require()

@@ -1,3 +1,7 @@
+import os
+import tempfile
+import warnings
+
 import cv2
 import mujoco
 import numpy as np
@@ -130,3 +134,58 @@ def test_an_unwritable_cache_says_what_to_do(ball_file, tmp_path, monkeypatch):
     monkeypatch.setenv("NEXTSTATE_CACHE", str(tmp_path / "occupied"))
     with pytest.raises(OSError, match="NEXTSTATE_CACHE"):
         meshes.decimated(str(ball_file))
+
+
+def test_another_user_may_read_what_was_made(ball_file):
+    """A cache that only its maker can read stops everybody else who shares it."""
+    before = os.umask(0o022)
+    try:
+        made = meshes.decimated(str(ball_file))
+    finally:
+        os.umask(before)
+    assert made.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_home_that_cannot_be_written(ball_file, tmp_path, monkeypatch):
+    """In many containers the home is read-only or missing: nobody chose that folder, so another one serves; said once,
+    and found again by the next process."""
+    (tmp_path / "occupied").write_text("")
+    monkeypatch.delenv("NEXTSTATE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "occupied"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    meshes.say_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="NEXTSTATE_CACHE") as told:
+        made = meshes.decimated(str(ball_file))
+        meshes.shrunk(str(ball_file.with_name("wood.png")))
+    assert len(told) == 1 and made.parent == tmp_path / f"nextstate-{os.getuid()}"
+    written = made.stat().st_mtime_ns
+    meshes.made.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert meshes.decimated(str(ball_file)).stat().st_mtime_ns == written
+
+
+def test_a_read_only_cache_that_is_full_serves(ball_file, monkeypatch):
+    """An image with everything in place must not ask for a folder that can be written."""
+    made = meshes.decimated(str(ball_file))
+    meshes.made.cache_clear()
+
+    def refused(*_):
+        raise OSError("read-only")
+
+    monkeypatch.setattr(meshes, "write_whole", refused)
+    assert meshes.decimated(str(ball_file)) == made
+
+
+def test_a_strangers_temporary_folder_is_not_used(ball_file, tmp_path, monkeypatch):
+    """Whoever makes the folder first could put another robot there."""
+    (tmp_path / "occupied").write_text("")
+    monkeypatch.delenv("NEXTSTATE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "occupied"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"nextstate-{os.getuid()}"
+    folder.mkdir()
+    monkeypatch.setattr(meshes, "is_ours", lambda folder: folder.parent != tmp_path)
+    with pytest.raises(OSError, match="NEXTSTATE_CACHE"):
+        meshes.decimated(str(ball_file))
+    assert not list(folder.iterdir())

@@ -1,3 +1,5 @@
+import ctypes
+import multiprocessing
 import subprocess
 import sys
 
@@ -83,3 +85,40 @@ def test_leaving_without_closing_is_quiet():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr == ""
+
+
+def try_to_draw(answer, model, renderer) -> None:
+    """In a forked child: what a renderer of its own and the parent's say."""
+    for attempt in (lambda: Renderer().load(model), lambda: renderer.render(None, "above", 32)):
+        try:
+            attempt()
+            answer.put("drawn")
+        except RuntimeError as error:
+            answer.put(str(error))
+
+
+def test_a_fork_that_comes_too_late_is_refused(renderer):
+    """A worker forked after somebody drew hangs for ever in the graphics library, and nobody learns why."""
+    model, _ = scene("1 0 0")
+    renderer.load(model)
+    context = multiprocessing.get_context("fork")
+    answer = context.SimpleQueue()
+    child = context.Process(target=try_to_draw, args=(answer, model, renderer))
+    child.start()
+    child.join(30)
+    hangs = child.is_alive()
+    child.kill()
+    assert not hangs
+    assert all("'spawn'" in answer.get() for _ in range(2))
+
+
+def test_a_missing_library_is_one_line(monkeypatch):
+    """Without libEGL the first cell of a notebook ends in a traceback out of OpenGL."""
+
+    def missing(name):
+        raise OSError(name)
+
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    with pytest.raises(OSError, match="sudo apt-get install -y libegl1 libgl1-mesa-dri"):
+        Renderer().load(scene("1 0 0")[0])

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from envs.sim.table import TABLE_HEIGHT
 from envs.tasks import score
-from envs.types import TABLE_HEIGHT
 
 SIDE = 0.24
 

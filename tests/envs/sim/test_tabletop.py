@@ -1,0 +1,196 @@
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import envs  # noqa: F401  (registers the ids)
+from envs.sim.tabletop import RENDER_SIZE
+from envs.tasks.fold_half import FoldHalf
+from envs.tasks.lift import Lift
+from envs.types import Scene, SimulationError
+
+REST = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
+
+
+@pytest.fixture(scope="module")
+def lift():
+    """One training environment for the whole file: building it is the slow part."""
+    env = gym.make("nextstate/Lift-v0").unwrapped
+    yield env
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "cause"), [("qpos", np.nan, "QPOS"), ("qvel", 1e11, "QVEL"), ("xfrc_applied", 1e30, "QACC")]
+)
+def test_an_unstable_simulation_is_an_error(lift, field, value, cause, tmp_path, monkeypatch):
+    """MuJoCo resets itself in the middle of a step: the hand jumps by most of a metre, time starts again, and the
+    episode is written as if nothing had been. An earlier state must still be good, with the same future."""
+    monkeypatch.chdir(tmp_path)
+    lift.reset(seed=0)
+    lift.step(REST)
+    saved = lift.save_state()
+    lift.step(REST)
+    future = lift.save_state().physics
+    getattr(lift._data, field)[:] = value
+    for advance in (lift.step, lift.advance):
+        with pytest.raises(SimulationError, match=f"control step 3: .*{cause}"):
+            advance(REST)
+    assert not list(tmp_path.iterdir()), "MUJOCO_LOG.TXT"
+    lift.load_state(saved)
+    lift.step(REST)
+    np.testing.assert_array_equal(lift.save_state().physics, future)
+    assert lift.steps() == 2
+
+
+def test_dropped_contacts_are_in_info(lift):
+    """Contacts that MuJoCo had no room for, with nothing in the data that says so; a restored state has its count."""
+    _, info = lift.reset(seed=0)
+    assert info["warnings"] == {}
+    saved = lift.save_state()
+    lift._data.warning.number[1] = 3  # mjWARN_CONTACTFULL
+    assert lift.step(REST)[-1]["warnings"] == {"contacts_dropped": 3}
+    lift.load_state(saved)
+    assert lift.step(REST)[-1]["warnings"] == {}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [np.full(7, np.nan), np.array([0, 0, np.inf, 0, 0, 0, 0]), np.zeros(6), np.zeros(()), np.zeros(0)]
+    + [np.zeros((n, 7)) for n in (1, 2, 8)],
+    ids=lambda bad: str(bad.shape),
+)
+def test_a_bad_action_is_refused(lift, bad):
+    """NaN that reaches the simulator poisons the state silently, a chunk taken for an action ends in an assertion of
+    somebody else's; the state must be as it was."""
+    lift.reset(seed=0)
+    before = lift.save_state().physics
+    with pytest.raises(ValueError, match="action"):
+        lift.step(bad)
+    np.testing.assert_array_equal(lift.save_state().physics, before)
+
+
+def test_a_state_of_another_episode_is_refused(lift):
+    """Cubes of another size, cameras of another place: what is restored would be no state that ever was. The same
+    episode in another environment is the same, which lets several processes try futures of one state."""
+    lift.reset(seed=1)
+    saved = lift.save_state()
+    lift.step(REST)
+    future = lift.save_state().physics
+    lift.reset(seed=2)
+    here = lift.save_state().physics
+    with pytest.raises(ValueError, match="another"):
+        lift.load_state(saved)
+    np.testing.assert_array_equal(lift.save_state().physics, here)
+    lift.reset(seed=1, options={"split": "seen"})
+    with pytest.raises(ValueError, match="Lift seen"):
+        lift.load_state(saved)
+    other = Lift()
+    try:
+        other.reset(seed=1)
+        other.load_state(saved)
+        other.step(REST)
+        np.testing.assert_array_equal(other.save_state().physics, future)
+    finally:
+        other.close()
+
+
+def test_a_state_names_its_variant():
+    """A cloth that is held by friction takes no state of one that is tied."""
+    tied, rubbed = FoldHalf(), FoldHalf(grasp="friction")
+    try:
+        tied.reset(seed=0)
+        rubbed.reset(seed=0)
+        with pytest.raises(ValueError, match="FoldHalf friction"):
+            tied.load_state(rubbed.save_state())
+        assert_plain(tied.step(REST)[-1])
+    finally:
+        tied.close()
+        rubbed.close()
+
+
+def uses(env: Lift, saved) -> list:
+    return [
+        env.observe, env.render, lambda: env.render_main(64), env.save_state, lambda: env.load_state(saved), env.scene,
+        env.success, env.progress, env.score, env.steps, lambda: env.step(REST), lambda: env.advance(REST),
+    ]  # fmt: skip
+
+
+def test_without_an_episode(monkeypatch):
+    """AttributeErrors about None, where a user only forgot to reset, or closed too early."""
+    env = Lift()
+    for use in uses(env, None):
+        with pytest.raises(gym.error.ResetNeeded, match="reset"):
+            use()
+    env.reset(seed=0)
+    saved = env.save_state()
+    env.close()
+    env.close()
+    for use in uses(env, saved):
+        with pytest.raises(gym.error.ClosedEnvironmentError, match="closed"):
+            use()
+    env.reset(seed=0)
+    env.load_state(saved)
+
+    def broken(rng):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(env, "_connect", broken)
+    with pytest.raises(OSError, match="no space"):
+        env.reset(seed=0)
+    for use in uses(env, saved):
+        with pytest.raises(gym.error.ResetNeeded, match="reset"):
+            use()
+    env.close()
+
+
+def test_render_modes(lift):
+    """Colours under the name of depth; a mode that does nothing and says nothing."""
+    lift.reset(seed=0)
+    assert lift.render().shape == (RENDER_SIZE, RENDER_SIZE, 3)
+    for mode in ("depth_array", "rgb", ""):
+        with pytest.raises(ValueError, match="render_mode must be one of rgb_array, or None"):
+            Lift(render_mode=mode)
+    with pytest.warns(UserWarning, match="render mode"):
+        assert Lift(render_mode=None).render() is None
+
+
+def test_reset_options(lift):
+    """An option that is ignored: a user evaluates on the training episodes and believes otherwise."""
+    _, info = lift.reset(seed=4)
+    ours = info["scene"]
+    assert info["split"] == "train"
+    _, info = lift.reset(seed=4, options={"split": "unseen"})
+    assert info["split"] == "unseen" and lift.step(REST)[-1]["split"] == "unseen" and info["scene"] != ours
+    _, info = lift.reset(seed=4, options={})
+    assert info["split"] == "train" and info["scene"] == ours, "an option is for one episode"
+    held_out = Lift(split="unseen")
+    try:
+        same = held_out.reset(seed=4)[0]
+        assert all(np.array_equal(a, same[k]) for k, a in lift.reset(seed=4, options={"split": "unseen"})[0].items())
+    finally:
+        held_out.close()
+    before = lift.save_state()
+    for wrong, name in ({"colour": "red"}, "colour"), ({"split": "tset"}, "tset"):
+        with pytest.raises(ValueError, match=name):
+            lift.reset(seed=5, options=wrong)
+    np.testing.assert_array_equal(lift.save_state().physics, before.physics)
+
+
+def assert_plain(value) -> None:
+    """numpy's scalars are no JSON, and their types differ between machines."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            assert type(name) is str
+            assert_plain(part)
+    elif isinstance(value, Scene):
+        assert (type(value.held), type(value.stage), type(value.opening)) == (int, int, float)
+    else:
+        assert type(value) in (str, bool, int, float), repr(value)
+
+
+def test_info_is_plain(lift):
+    """A numpy scalar that ends in an error of json's long after the episode."""
+    assert_plain(lift.reset(seed=0)[1])
+    _, reward, terminated, truncated, info = lift.step(REST)
+    assert_plain(info)
+    assert (type(reward), type(terminated), type(truncated)) == (float, bool, bool)
