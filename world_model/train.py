@@ -414,14 +414,24 @@ def run(config: TrainConfig) -> dict:
     if steps > 1:
         pictures.imagined(model, data.held_out).save(out / "imagined.png")
     write_json(out / "metrics.json", figures)
-    meta = checkpoint.load(checkpoint.last(out)).meta
-    training = {**meta["training"], "fingerprint": digest(data.fingerprint)}
-    checkpoint.save(
-        out / "checkpoint", model, data.text, {**meta, "training": training, "figures": figures}, replace=True
-    )
+    finish(out, data, figures)
     log.log({f"final/{k}": v for k, v in figures.items() if isinstance(v, int | float)})
     log.finish()
     return figures
+
+
+def finish(out: Path, data: Data, figures: dict) -> None:
+    """Write the checkpoint to act with. One that this very training wrote before stays as it is: what was made from it
+    tells it by its content."""
+    meta, folder = checkpoint.load(checkpoint.last(out)).meta, out / "checkpoint"
+    training = {**meta["training"], "fingerprint": digest(data.fingerprint)}
+    try:
+        if folder.exists() and checkpoint.load(folder).meta.get("training") == training:
+            return
+    except CheckpointError as error:
+        tqdm.write(f"train: {error}. It is written again", file=sys.stderr)
+    meta = {**meta, "training": training, "figures": figures}
+    checkpoint.save(folder, data.model, data.text, meta, replace=True)
 
 
 def measure(config: TrainConfig, data: Data, steps: int) -> dict:
@@ -442,7 +452,8 @@ def measure(config: TrainConfig, data: Data, steps: int) -> dict:
 
 def summary(progress: Progress, losses: dict[str, float], found: dict[str, float]) -> str:
     names = ("next_image", "next_state", "expert_action", "value")
-    shown = "  ".join(f"{name} {losses[name]:.3f}/{found[f'{name}_nats']:.3f}" for name in names if f"{name}_nats" in found)
+    both = {name: (losses[name], found[f"{name}_nats"]) for name in names if f"{name}_nats" in found}
+    shown = "  ".join(f"{name} {trained:.3f}/{unseen:.3f}" for name, (trained, unseen) in both.items())
     shuffled = found["next_image_nats_shuffled"]
     return f"step {progress.step:6d}  trained/held out: {shown}  next_image, shuffled actions {shuffled:.3f}"
 

@@ -224,6 +224,7 @@ def test_a_finished_checkpoint_stands_until_the_next_is_written(config, monkeypa
     train.run(config)
     finished = Path(config.out) / "checkpoint"
     before, write = checkpoint.load(finished).sha256, checkpoint.save
+    (Path(config.out) / "last").unlink()  # a training that begins anew in this folder
 
     def refuse(folder, *args, **kwargs):
         if Path(folder) == finished:
@@ -232,7 +233,20 @@ def test_a_finished_checkpoint_stands_until_the_next_is_written(config, monkeypa
 
     monkeypatch.setattr(checkpoint, "save", refuse)
     with pytest.raises(checkpoint.CheckpointError):
-        train.run(config)
+        train.run(replace(config, seed=1))
+    assert checkpoint.load(finished).sha256 == before
+
+
+def test_a_finished_checkpoint_keeps_its_identity(config):
+    """Catches a finished run that is called again and writes other figures into its checkpoint: whatever was made from
+    that checkpoint would then refuse to go on. And one that leaves a damaged checkpoint as it is."""
+    train.run(config)
+    finished = Path(config.out) / "checkpoint"
+    before = checkpoint.load(finished).sha256
+    train.run(replace(config, measured_windows=3))
+    assert checkpoint.load(finished).sha256 == before
+    (finished / "text.json").write_text("{}")
+    train.run(config)
     assert checkpoint.load(finished).sha256 == before
 
 
