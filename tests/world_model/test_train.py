@@ -20,6 +20,7 @@ from world_model import checkpoint, train
 from world_model.metrics import held_out
 from world_model.tokens.images import ImageConfig, ImageTokenizer
 from world_model.training import start
+from world_model.training.preparation import frame_tokenizer
 
 CONFIGS = str(Path(__file__).parents[2] / "configs")
 SEEDS = range(4)
@@ -174,7 +175,7 @@ def test_frames_may_be_read_as_a_checkpoint_reads_them(config):
     """Catches a checkpoint that is refused where a tokenizer is asked for, or one that gives other ids."""
     go(config, steps=1)
     folders = (config.tokenizer, str(checkpoint.last(Path(config.out))))
-    own, within = (train.frame_tokenizer(folder, torch.device("cpu")) for folder in folders)
+    own, within = (frame_tokenizer(folder, torch.device("cpu")) for folder in folders)
     frames = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8)
     assert torch.equal(own.encode(frames), within.encode(frames))
 
@@ -376,7 +377,7 @@ def test_two_robots_are_refused(config, tmp_path):
     EpisodeStore(tmp_path / "other").write(made_up(HANDS, 1), "e1")
     with pytest.raises(ValueError, match=r"data and .*other .*cameras main, wrist against left, right"):
         train.prepare(replace(config, unlabelled=(str(tmp_path / "other"),)), torch.device("cpu"))
-    with pytest.raises(ValueError, match="is of the cameras main 64 x 64.*the episodes of left 16 x 16"):
+    with pytest.raises(ValueError, match="is of the cameras main 64 x 64.*the episodes are of left 16 x 16"):
         train.prepare(replace(config, data=(str(tmp_path / "other"),)), torch.device("cpu"))
 
 
