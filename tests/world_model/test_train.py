@@ -20,6 +20,7 @@ from world_model import checkpoint, train
 from world_model.metrics import held_out
 from world_model.tokens.images import ImageConfig, ImageTokenizer
 from world_model.training import start
+from world_model.training.preparation import frame_tokenizer
 
 CONFIGS = str(Path(__file__).parents[2] / "configs")
 SEEDS = range(4)
@@ -174,7 +175,7 @@ def test_frames_may_be_read_as_a_checkpoint_reads_them(config):
     """Catches a checkpoint that is refused where a tokenizer is asked for, or one that gives other ids."""
     go(config, steps=1)
     folders = (config.tokenizer, str(checkpoint.last(Path(config.out))))
-    own, within = (train.frame_tokenizer(folder, torch.device("cpu")) for folder in folders)
+    own, within = (frame_tokenizer(folder, torch.device("cpu")) for folder in folders)
     frames = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8)
     assert torch.equal(own.encode(frames), within.encode(frames))
 
@@ -224,6 +225,7 @@ def test_a_finished_checkpoint_stands_until_the_next_is_written(config, monkeypa
     train.run(config)
     finished = Path(config.out) / "checkpoint"
     before, write = checkpoint.load(finished).sha256, checkpoint.save
+    (Path(config.out) / "last").unlink()  # a training that begins anew in this folder
 
     def refuse(folder, *args, **kwargs):
         if Path(folder) == finished:
@@ -232,7 +234,20 @@ def test_a_finished_checkpoint_stands_until_the_next_is_written(config, monkeypa
 
     monkeypatch.setattr(checkpoint, "save", refuse)
     with pytest.raises(checkpoint.CheckpointError):
-        train.run(config)
+        train.run(replace(config, seed=1))
+    assert checkpoint.load(finished).sha256 == before
+
+
+def test_a_finished_checkpoint_keeps_its_identity(config):
+    """Catches a finished run that is called again and writes other figures into its checkpoint: whatever was made from
+    that checkpoint would then refuse to go on. And one that leaves a damaged checkpoint as it is."""
+    train.run(config)
+    finished = Path(config.out) / "checkpoint"
+    before = checkpoint.load(finished).sha256
+    train.run(replace(config, measured_windows=3))
+    assert checkpoint.load(finished).sha256 == before
+    (finished / "text.json").write_text("{}")
+    train.run(config)
     assert checkpoint.load(finished).sha256 == before
 
 
@@ -362,7 +377,7 @@ def test_two_robots_are_refused(config, tmp_path):
     EpisodeStore(tmp_path / "other").write(made_up(HANDS, 1), "e1")
     with pytest.raises(ValueError, match=r"data and .*other .*cameras main, wrist against left, right"):
         train.prepare(replace(config, unlabelled=(str(tmp_path / "other"),)), torch.device("cpu"))
-    with pytest.raises(ValueError, match="is of the cameras main 64 x 64.*the episodes of left 16 x 16"):
+    with pytest.raises(ValueError, match="is of the cameras main 64 x 64.*the episodes are of left 16 x 16"):
         train.prepare(replace(config, data=(str(tmp_path / "other"),)), torch.device("cpu"))
 
 
