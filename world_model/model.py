@@ -185,7 +185,7 @@ class WorldModel(nn.Module):
 
     # ---------------------------------------------------------------------------------------------- reading
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def prefill(self, histories: Sequence[History]) -> Cache:
         """Read the histories of R robots in one pass; some may hold one step and others two."""
         lengths = [len(history.steps) for history in histories]
@@ -205,7 +205,7 @@ class WorldModel(nn.Module):
         has_past = None if min(lengths) == 2 else torch.tensor([n == 2 for n in lengths], device=self.device)
         return self.context(instruction, [before, now], [code], has_past)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def context(
         self, instruction: Tensor, observations: Sequence[tuple[Tensor, Tensor]], codes: Sequence[Tensor],
         has_past: Tensor | None = None,
@@ -239,7 +239,7 @@ class WorldModel(nn.Module):
         image = torch.cat([self.frame_tokenizer.encode(each) for each in images], dim=1)
         return image, self.layout.to_bins(torch.from_numpy(seen.state)).to(self.device)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def read(self, cache: Cache) -> Readout:
         """What is believed now and how the expert would act, in one pass."""
         at = self.layout
@@ -253,7 +253,7 @@ class WorldModel(nn.Module):
             gripper=self.logits(gripper_h, self.vocab.gripper).softmax(-1),
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def propose(
         self, cache: Cache, n: int, temperature: float = 1.0, generators: Sequence[torch.Generator] | None = None
     ) -> Tensor:
@@ -285,7 +285,7 @@ class WorldModel(nn.Module):
         """(R, M, A) f32, the chunk that is proposed first."""
         return self.actions.decode_median(readout.coefs, readout.gripper)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def imagine(self, cache: Cache, actions: Tensor, decode: str = "parallel", follow: int = 0) -> Imagination:
         """What N sequences of H chunks of each of R robots lead to.
 
@@ -378,7 +378,7 @@ class WorldModel(nn.Module):
         """Local ids (..., K) of all cameras -> each camera's images (..., h, w, 3) u8."""
         return self.frame_tokenizer.decode_all(ids.to(self.device))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode_frames(self, imagination: Imagination, rows: Tensor | slice = slice(None)) -> dict[str, Tensor]:
         """Images of some of one robot's futures, (N, H, ...) as `imagination[robot]` has them, from the mean latent
         under each id's distribution -> each camera's (n, H, h, w, 3) u8."""
