@@ -439,7 +439,7 @@ def _draw(probs: Tensor, noise: Tensor, temperature: float) -> Tensor:
     """Ids (..., n) from distributions (..., V) made sharper by a temperature below 1; noise (..., n) in [0, 1)."""
     cumulative = (probs.double() ** (1 / temperature)).cumsum(-1)
     cumulative = cumulative / cumulative[..., -1:]
-    return torch.searchsorted(cumulative, noise).clamp_max(probs.shape[-1] - 1)
+    return torch.searchsorted(cumulative, noise.contiguous()).clamp_max(probs.shape[-1] - 1)
 
 
 def _check_parts(spec: Spec, vocab: Vocab, frames: ImageTokenizer, actions: ActionTokenizer) -> None:
