@@ -261,7 +261,7 @@ class WorldModel(nn.Module):
 
         temperature: 0 repeats the likeliest. generators: a CPU one for each robot.
         """
-        rows = cache.kv.rows
+        at, rows = self.layout, cache.kv.rows
         if n < 1 or (generators is not None and len(generators) != rows):
             raise ValueError(
                 f"propose at least one chunk, with one generator for each of {rows} robots, got n={n} and "
@@ -271,15 +271,14 @@ class WorldModel(nn.Module):
         best = self.likeliest(readout)[:, None]  # (R, 1, M, A)
         if n == 1 or temperature <= 0:
             return best.repeat(1, n, 1, 1)
-        drawn = []
-        for robot in range(rows):
-            generator = None if generators is None else generators[robot]
-            ids = []  # Ka x (n - 1,)
-            for probs in (*readout.coefs[robot], *readout.gripper[robot]):
-                sharper = probs.cpu().double() ** (1 / temperature)
-                ids.append(torch.multinomial(sharper, n - 1, replacement=True, generator=generator))
-            drawn.append(torch.stack(ids, dim=1))
-        return torch.cat([best, self.actions.decode(torch.stack(drawn).to(self.device))], dim=1)
+        # Only random numbers come from the CPU; what is drawn with them is what `torch.multinomial` would draw there.
+        noise = torch.stack([
+            torch.rand(at.num_action_ids, n - 1, dtype=torch.float64, generator=generator)
+            for generator in generators or [None] * rows
+        ]).to(self.device)  # (R, Ka, n - 1)
+        parts = zip((readout.coefs, readout.gripper), noise.split([at.num_coefs, at.num_grippers], dim=1), strict=True)
+        drawn = torch.cat([_draw(probs, share, temperature) for probs, share in parts], dim=1)  # (R, Ka, n - 1)
+        return torch.cat([best, self.actions.decode(drawn.transpose(1, 2))], dim=1)
 
     def likeliest(self, readout: Readout) -> Tensor:
         """(R, M, A) f32, the chunk that is proposed first."""
@@ -434,6 +433,13 @@ class WorldModel(nn.Module):
     def autocast(self) -> Iterator[None]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             yield
+
+
+def _draw(probs: Tensor, noise: Tensor, temperature: float) -> Tensor:
+    """Ids (..., n) from distributions (..., V) made sharper by a temperature below 1; noise (..., n) in [0, 1)."""
+    cumulative = (probs.double() ** (1 / temperature)).cumsum(-1)
+    cumulative = cumulative / cumulative[..., -1:]
+    return torch.searchsorted(cumulative, noise.contiguous()).clamp_max(probs.shape[-1] - 1)
 
 
 def _check_parts(spec: Spec, vocab: Vocab, frames: ImageTokenizer, actions: ActionTokenizer) -> None:

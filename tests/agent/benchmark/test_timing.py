@@ -29,3 +29,11 @@ def test_a_part_counts_as_the_whole():
     assert len(runs) == 5  # a round to warm up, two, and those that count memory and products
     assert gflop(whole) == 4 * 2 * 10**3 / 1e9 == rows["a"]["gflop"]
     assert rows["a"]["per_second"] == 5 / rows["a"]["seconds"] and rows["a"]["unit"] == "things"
+
+
+def test_fused_attention_is_counted():
+    """Catches a decoding that looks cheap because its attention is one kernel."""
+    q = torch.ones(2, 4, 5, 8)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    with torch.no_grad():
+        assert gflop(Contestant(lambda: attend(q, q, q), 1, "things")) == 2 * 2 * (2 * 4) * 5 * 5 * 8 / 1e9
