@@ -87,6 +87,11 @@ def test_fetch_by_a_file_of_forty_lines(task):
     assert np.ptp(frames[0]) > 100 and np.abs(frames[1] - frames[0]).max() > 50, "the picture shows no motion"
 
 
+def test_the_readme_shows_the_file_that_is_tested():
+    """Catches an example in the README that no longer runs."""
+    assert (PLUGIN / "fetch.py").read_text().rstrip() in (ROOT / "README.md").read_text()
+
+
 def test_pictures_of_several_worlds_in_one_process():
     """Catches gymnasium's renderer drawing into another environment's context, and freeing another's pictures."""
     pytest.importorskip("gymnasium_robotics", reason="pip install 'nextstate[robotics]'")
