@@ -25,11 +25,20 @@ Measure = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 class Objective:
     """Expected discounted success of a future, less what the model is unsure of.
 
-    The value ids say gamma^(control steps until success), so a future of H model steps is worth
+    Let T be the control steps from now until the first success, and the score E[gamma^T]. The value of a state is
+    trained as gamma^(control steps from it until the next success): 1 where success holds already, 0 where none follows
+    (`value_to_come`). So the value that is imagined after one chunk says all there is to say of it, and with a horizon
+    of one model step the score is gamma^M value_1. The probability of success in that same state is contained in its
+    value, and is not added.
 
-        sum_h  gamma^(M h) P(first success at h)  +  gamma^(M H) P(none yet) value_H  -  w mean_h uncertainty_h
+    With a horizon of H model steps, split by when success comes first. A success within a chunk is seen at its end,
+    where the arm rests and success still holds; at step h it is worth gamma^(M h). Where none came before step H, the
+    value there takes over, and again contains success at H itself:
 
-    Success and the last value are two readings of the same thing; whichever is surer carries the score.
+        E[gamma^T] = sum_{h<H}  gamma^(M h) P(first success at h)  +  gamma^(M H) P(none before H) value_H
+
+    Values before the last say the same thing of the same future once more, and are not used. The last value alone
+    would not do: it is still 1 when success came long before. The score is this less w mean_h uncertainty_h.
 
     Where a task says how far it has come in a scene, that can be asked of the imagined scene at a future's end too,
     as Visual Foresight (Ebert et al. 2018) asks how far its pixels still have to go. What a state is worth is learnt
@@ -67,9 +76,10 @@ class Objective:
         steps = chunk * torch.arange(1, value.shape[-1] + 1, device=value.device)
         gamma = self.discount**steps  # (H,)
         failed = torch.cumprod(1 - success, dim=-1)  # (R, N, H) no success up to and including h
-        failed_before = torch.cat([torch.ones_like(failed[..., :1]), failed[..., :-1]], dim=-1)
-        reached = (gamma * failed_before * success).sum(-1)  # (R, N)
-        score = reached + gamma[-1] * failed[..., -1] * value[..., -1] - self.uncertainty * unsure.mean(-1)
+        none_before = torch.cat([torch.ones_like(failed[..., :1]), failed[..., :-1]], dim=-1)
+        # What counts at h, where none came before: success, and at the last step the value, which has it in.
+        worth = torch.cat([success[..., :-1], value[..., -1:]], dim=-1)
+        score = (gamma * none_before * worth).sum(-1) - self.uncertainty * unsure.mean(-1)  # (R, N)
         return score + self.progress * self._progress(imagined).to(score) if self.progress else score
 
     def _progress(self, imagined: Imagination) -> Tensor:
