@@ -6,7 +6,7 @@ The planner takes any callable `(imagination, control steps a chunk) -> scores`,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,14 +44,14 @@ class Objective:
     as Visual Foresight (Ebert et al. 2018) asks how far its pixels still have to go. What a state is worth is learnt
     from whole episodes, of which a young model has seen few; where things are it has seen in every frame.
 
-    discount: gamma of one control step, the one that the value was trained with.
+    discount: gamma of one control step, the one that the value was trained with; None until a checkpoint names it.
     uncertainty: w, what a metre of uncertainty costs, in units of value; 0 trusts every future.
     progress: what the whole of the task's progress is worth, in units of value; 0 asks the value alone.
     measure: the task's own, in numpy, so that the imagined scene is moved to the CPU for it; None where progress
         weighs nothing.
     """
 
-    discount: float = 0.997
+    discount: float | None = None
     uncertainty: float = 0.1
     progress: float = 0.0
     measure: Measure | None = None
@@ -60,11 +60,22 @@ class Objective:
         if self.progress and self.measure is None:
             raise ValueError("this task says of no scene how far it has come: set `objective.progress=0`")
 
+    def for_value(self, discount: float, whose: str) -> Objective:
+        """The same with the discount that a value was trained with; ValueError where another was asked for."""
+        if self.discount not in (None, discount):
+            raise ValueError(
+                f"objective.discount={self.discount}, but the value of {whose} was trained with {discount}: "
+                "set objective.discount=null, which takes that"
+            )
+        return replace(self, discount=discount)
+
     def __call__(self, imagined: Imagination, chunk: int = 8) -> Tensor:
         """imagined: value, success, uncertainty (R, N, H); chunk: control steps M a model step -> scores (R, N) f32.
 
         Any other leading dimensions will do.
         """
+        if self.discount is None:
+            raise ValueError("this objective has no discount yet: take `for_value` of the one that the value has")
         value = torch.as_tensor(imagined.value, dtype=torch.float32)
         success = torch.as_tensor(imagined.success, dtype=torch.float32).clamp(0, 1)  # (R, N, H)
         unsure = torch.as_tensor(imagined.uncertainty, dtype=torch.float32)

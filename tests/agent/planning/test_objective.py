@@ -63,14 +63,14 @@ def test_a_longer_horizon_says_the_same_of_a_future_that_goes_as_the_value_says(
 def test_uncertainty_costs_by_its_weight():
     """Catches a penalty with the wrong sign, or one that grows with the horizon."""
     futures = imagined([[0.5, 0.5], [0.5, 0.5]], [[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.2, 0.4]])
-    sure, unsure = Objective(uncertainty=2.0)(futures)
+    sure, unsure = Objective(0.997, uncertainty=2.0)(futures)
     assert float(sure - unsure) == pytest.approx(0.6, abs=1e-6)
 
 
 def test_shapes_are_checked():
     """Catches a silent broadcast of (N,) against (N, H)."""
     with pytest.raises(ValueError, match=r"\(R, N, H\)"):
-        Objective()(imagined([0.5, 0.5], [0.0, 0.0]))
+        Objective(0.997)(imagined([0.5, 0.5], [0.0, 0.0]))
 
 
 def scenes(robots: int) -> SimpleNamespace:
@@ -89,7 +89,7 @@ def test_progress_is_asked_of_the_last_scene_imagined():
         assert keypoints.shape == (3, 2, 4, 3) and state.tolist() == [[[*range(7)]] * 2] * 3
         return 0.5 * held
 
-    without, score = Objective()(scenes(3)), Objective(progress=4.0, measure=measure)(scenes(3))
+    without, score = Objective(0.997)(scenes(3)), Objective(0.997, progress=4.0, measure=measure)(scenes(3))
     torch.testing.assert_close(score - without, torch.tensor([[0.0, 2.0]] * 3))
 
 
@@ -97,7 +97,7 @@ def test_robots_do_not_mix():
     """Catches a sum or a mean over the wrong dimension."""
     generator = torch.Generator().manual_seed(0)
     value, success, unsure = torch.rand(3, 2, 5, 4, generator=generator)
-    objective = Objective(uncertainty=0.3)
+    objective = Objective(0.997, uncertainty=0.3)
     together = objective(SimpleNamespace(value=value, success=success, uncertainty=unsure))
     for robot in range(2):
         alone = SimpleNamespace(value=value[robot], success=success[robot], uncertainty=unsure[robot])
@@ -108,3 +108,12 @@ def test_progress_needs_a_task_that_tells_it():
     """Catches a weight that silently weighs nothing."""
     with pytest.raises(ValueError, match="progress=0"):
         Objective(progress=1.0)
+
+
+def test_a_discount_is_needed_and_is_the_values():
+    """Catches a default that is silently another than the checkpoint's."""
+    with pytest.raises(ValueError, match="no discount"):
+        Objective()(imagined([[0.5]], [[0.0]]))
+    assert Objective(uncertainty=3.0).for_value(0.9, "it") == Objective(0.9, uncertainty=3.0)
+    with pytest.raises(ValueError, match=r"discount=0\.8, but the value of it .* 0\.9"):
+        Objective(0.8).for_value(0.9, "it")
