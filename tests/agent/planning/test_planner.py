@@ -77,7 +77,7 @@ def target(sign: float = 1.0) -> torch.Tensor:
 
 
 def planner(clock=lambda: 0.0, **changes) -> Planner:
-    return Planner(PlannerConfig(**{"margin": 0.0, **changes}), Objective(), clock)
+    return Planner(PlannerConfig(**{"margin": 0.0, **changes}), Objective(0.997), clock)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
