@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 
+import os
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -128,6 +130,13 @@ class Imagination:
 
 
 FIELDS = tuple(f.name for f in fields(Imagination))  # torch.compile does not read them from the class
+
+
+def inverse_cdf(probs: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """One number for each of uniform (...) in [0, 1), from distributions (..., bins) sharpened by 1 / temperature."""
+    sharper = probs.double() ** (1 / temperature)
+    cdf = sharper.cumsum(-1)
+    return (cdf < uniform[..., None] * cdf[..., -1:]).sum(-1).clamp_max(probs.shape[-1] - 1)
 
 
 class WorldModel(nn.Module):
@@ -267,15 +276,30 @@ class WorldModel(nn.Module):
         best = self.likeliest(readout)[:, None]  # (R, 1, M, A)
         if n == 1 or temperature <= 0:
             return best.repeat(1, n, 1, 1)
-        drawn = []
-        for robot in range(rows):
-            generator = None if generators is None else generators[robot]
-            ids = []  # Ka x (n - 1,)
-            for probs in (*readout.coefs[robot], *readout.gripper[robot]):
-                sharper = probs.cpu().double() ** (1 / temperature)
-                ids.append(torch.multinomial(sharper, n - 1, replacement=True, generator=generator))
-            drawn.append(torch.stack(ids, dim=1))
-        return torch.cat([best, self.actions.decode(torch.stack(drawn).to(self.device))], dim=1)
+        uniform = torch.stack([torch.rand(n - 1, self.actions.num_ids, generator=each) for each in generators])
+        draw = self._draw_jointly if os.environ.get("JOINT") else self._draw_marginals
+        codes = draw(cache, readout, uniform.to(self.device), temperature)
+        return torch.cat([best, self.actions.decode(codes)], dim=1)
+
+    def _draw_marginals(self, cache: Cache, readout: Readout, uniform: Tensor, temperature: float) -> Tensor:
+        """uniform (R, n, Ka) in [0, 1) -> codes (R, n, Ka), each id drawn from its own distribution."""
+        coefs = inverse_cdf(readout.coefs[:, None], uniform[..., : self.layout.num_coefs], temperature)
+        gripper = inverse_cdf(readout.gripper[:, None], uniform[..., self.layout.num_coefs :], temperature)
+        return torch.cat([coefs, gripper], dim=-1)
+
+    def _draw_jointly(self, cache: Cache, readout: Readout, uniform: Tensor, temperature: float) -> Tensor:
+        """uniform (R, n, Ka) in [0, 1) -> codes (R, n, Ka), one id after the other."""
+        at, (robots, n, count) = self.layout, uniform.shape
+        past, ids, codes = cache.kv, uniform.new_full((robots * n, 1), self.vocab.marks.boa, dtype=torch.int64), []
+        for i in range(count):
+            here = self.step_slots[at.obs + i : at.obs + i + 1]
+            h, new = self.run(ids, here, CAUSAL, at.position_ids(here, cache.step[:, None]), None, past)
+            past = past.then(new)
+            block = self.vocab.action if i < at.num_coefs else self.vocab.gripper
+            probs = self.logits(h, block).softmax(-1)  # (R n, 1, ids)
+            codes.append(inverse_cdf(probs, uniform[..., i].reshape(-1, 1), temperature))
+            ids = block.encode(codes[-1])
+        return torch.cat(codes, dim=1).unflatten(0, (robots, n))
 
     def likeliest(self, readout: Readout) -> Tensor:
         """(R, M, A) f32, the chunk that is proposed first."""
