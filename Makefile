@@ -33,7 +33,7 @@ EVAL_EPISODES ?= 50
 DATA := $(RUN)/data/fold,$(RUN)/data/lift,$(RUN)/data/fold_play,$(RUN)/data/lift_play,$(RUN)/data/fold_branch,$(RUN)/data/lift_branch
 JUDGED := $(RUN)/judged/fold_disturbed,$(RUN)/judged/lift_disturbed,$(RUN)/judged/fold_own,$(RUN)/judged/lift_own,$(RUN)/judged/fold_lost,$(RUN)/judged/lift_lost
 AGAIN_DATA := $(RUN)/data/own,$(RUN)/data/unsure,$(RUN)/data/fold_lost,$(RUN)/data/lift_lost
-TRAIN := tokenizer=$(RUN)/tokenizer model=$(MODEL) threads=$(THREADS)
+TRAIN := model=$(MODEL) augment=tabletop threads=$(THREADS)
 EVALUATE := policy=planner split=seen seed=1000 episodes=$(EVAL_EPISODES) checkpoint=$(RUN)/model/checkpoint
 
 # What `make few` and `make few-lift` make. They read frames with the tokenizer of the checkpoint that ships.
@@ -45,7 +45,7 @@ FEW_ATTEMPTS ?= 80
 FEW_FIRST_STEPS ?= 3000
 FEW_AGAIN_STEPS ?= 2500
 FEW_EVAL_EPISODES ?= 100
-FEW_TRAIN := held_out=50 tokenizer=checkpoints/nextstate-s model=$(MODEL) threads=$(THREADS)
+FEW_TRAIN := held_out=50 model=$(MODEL) augment=tabletop threads=$(THREADS)
 FEW_FOLD := 'data=[$(FEW)/data/fold]' 'unlabelled=[$(FEW)/data/play,$(FEW)/data/branch]' $(FEW_TRAIN)
 FEW_LIFT := 'data=[$(FEW)/data/lift]' 'unlabelled=[$(FEW)/data/lift_play,$(FEW)/data/lift_branch]' $(FEW_TRAIN)
 FEW_AGAIN := muon_rate=0.012 learning_rate=1.2e-3 steps=$(FEW_AGAIN_STEPS)
@@ -79,8 +79,8 @@ train: $(INSTALLED) ## collect, train and evaluate from nothing; run it again to
 	$(BIN)/python -m agent.collect env=lift policy=play seed=200000 episodes=$(PLAY_EPISODES) out=$(RUN)/data/lift_play
 	$(BIN)/python -m agent.collect env=fold_half policy=branch seed=300000 episodes=$(BRANCH_SEEDS) out=$(RUN)/data/fold_branch
 	$(BIN)/python -m agent.collect env=lift policy=branch seed=300000 episodes=$(BRANCH_SEEDS) out=$(RUN)/data/lift_branch
-	$(BIN)/python -m world_model.train_tokenizer 'data=[$(DATA)]' steps=$(TOKENIZER_STEPS) threads=$(THREADS) out=$(RUN)/tokenizer
-	$(BIN)/python -m world_model.train 'data=[$(DATA)]' $(TRAIN) steps=$(TRAIN_STEPS) out=$(RUN)/first
+	$(BIN)/python -m world_model.train_tokenizer 'data=[$(DATA)]' augment=tabletop steps=$(TOKENIZER_STEPS) threads=$(THREADS) out=$(RUN)/tokenizer
+	$(BIN)/python -m world_model.train 'data=[$(DATA)]' $(TRAIN) tokenizer=$(RUN)/tokenizer steps=$(TRAIN_STEPS) out=$(RUN)/first
 	@# DAgger: the expert's advice about what the model itself gets into
 	$(BIN)/python -m agent.collect env=fold_half policy=model checkpoint=$(RUN)/first/checkpoint seed=100000 episodes=$(OWN_EPISODES) out=$(RUN)/data/own
 	@# and more futures of the states where it is unsure what follows
@@ -105,7 +105,7 @@ few: $(INSTALLED) ## what planning adds where demonstrations are few; run it aga
 	@# what follows an action is learnt from these, but not what to do
 	$(BIN)/python -m agent.collect env=fold_half policy=play seed=200000 episodes=$(FEW_PLAY_EPISODES) out=$(FEW)/data/play
 	$(BIN)/python -m agent.collect env=fold_half policy=branch seed=300000 episodes=$(FEW_BRANCH_SEEDS) out=$(FEW)/data/branch
-	$(BIN)/python -m world_model.train $(FEW_FOLD) steps=$(FEW_FIRST_STEPS) out=$(FEW)/first
+	$(BIN)/python -m world_model.train $(FEW_FOLD) tokenizer=checkpoints/nextstate-s steps=$(FEW_FIRST_STEPS) out=$(FEW)/first
 	@# and from what it tries itself, alone and with search, also what a state is worth
 	$(BIN)/python -m agent.collect $(FEW_TRY) policy=model checkpoint=$(FEW)/first/checkpoint seed=220000 out=$(FEW)/data/alone
 	$(BIN)/python -m agent.collect $(FEW_TRY) $(PLANNER_LOW_DATA) checkpoint=$(FEW)/first/checkpoint seed=230000 out=$(FEW)/data/planned
@@ -120,7 +120,7 @@ few-lift: $(INSTALLED) ## the same on Lift, where a search can do without what w
 	$(BIN)/python -m agent.collect env=lift episodes=$(FEW_DEMONSTRATIONS) out=$(FEW)/data/lift
 	$(BIN)/python -m agent.collect env=lift policy=play seed=200000 episodes=$(FEW_PLAY_EPISODES) out=$(FEW)/data/lift_play
 	$(BIN)/python -m agent.collect env=lift policy=branch seed=300000 episodes=$(FEW_BRANCH_SEEDS) out=$(FEW)/data/lift_branch
-	$(BIN)/python -m world_model.train $(FEW_LIFT) steps=$(FEW_FIRST_STEPS) out=$(FEW)/lift
+	$(BIN)/python -m world_model.train $(FEW_LIFT) tokenizer=checkpoints/nextstate-s steps=$(FEW_FIRST_STEPS) out=$(FEW)/lift
 	$(BIN)/python -m agent.evaluate $(FEW_EVALUATE_LIFT) policy=model out=$(FEW)/evaluate/lift_model
 	$(BIN)/python -m agent.evaluate $(FEW_EVALUATE_LIFT) $(PLANNER_LOW_DATA) out=$(FEW)/evaluate/lift_planner
 	$(BIN)/python -m agent.compare first=$(FEW)/evaluate/lift_planner second=$(FEW)/evaluate/lift_model

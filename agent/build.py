@@ -168,8 +168,8 @@ def make_env(config: EnvConfig) -> Adapter:
             options.setdefault("render_mode", "rgb_array")
         # The loop keeps the time, and gymnasium's checker costs time in every step; the tests run it once instead.
         env = gym.make(name, disable_env_checker=True, max_episode_steps=-1, **options)
-        limit = config.max_steps or spec.max_episode_steps
-        return Adapter(env, config.split, replace(config.adapter, max_steps=limit), own_splits="split" in takes)
+        settings = replace(config.adapter, max_steps=config.max_steps or spec.max_episode_steps)
+        return Adapter(env, config.split, settings, own_splits="split" in takes, env_id=name)
     except (gym.error.Error, ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"cannot make environment {config.id}: {error}") from error
 

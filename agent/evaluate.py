@@ -137,7 +137,7 @@ def make_report(
         "already_done_at_reset": sum(o.at_reset for o in outcomes),
         "actions_clipped": total(o.clipped for o in outcomes),
         "state_outside": total(o.outside for o in outcomes),
-        "provenance": provenance(config.policy.device),
+        "provenance": provenance(*computed_on(config.policy)),
         "checkpoint": checkpoint,
         "env": {"id": config.env.id, "options": dict(config.env.options)},
         "policy": config.policy.label,
@@ -149,6 +149,16 @@ def make_report(
 def identity(policy: PolicyConfig) -> dict[str, str] | None:
     """Name and sha256 of a learned policy's checkpoint; None for any other. RunError where there is none."""
     return checkpoint_identity(policy.checkpoint) if policy.learned else None
+
+
+def computed_on(policy: PolicyConfig) -> tuple[Any, Any]:
+    """Device and precision of a learned policy; None for one that computes nothing."""
+    if not policy.learned:
+        return None, None
+    from world_model.nn.device import choose_device, fast_precision  # and torch, which an expert does without
+
+    device = choose_device(policy.device)
+    return device, fast_precision(device)
 
 
 def total(counts: Iterable[dict[str, int]]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
     observation  {camera: (h, w, 3) u8, ..., "state": (P,) f32}
     info         instruction, success, progress, subtask, and where they exist score (numbers to report) and scene
-    attributes   robot_spec, instruction, criterion, split, max_steps
+    attributes   robot_spec, env_id, instruction, criterion, split, max_steps
 
 Our own tasks say all of this themselves. What a foreign environment does not say is settled here, by documented
 defaults that `AdapterConfig` overrides; nothing about the environment has to be edited.
@@ -11,6 +11,7 @@ defaults that `AdapterConfig` overrides; nothing about the environment has to be
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,15 +72,18 @@ class Adapter(gym.Wrapper):
     each with the setting that mends it."""
 
     def __init__(
-        self, env: gym.Env, split: str, config: AdapterConfig = AdapterConfig(), own_splits: bool = False
-    ) -> None:
-        """own_splits: the environment was made with the split; another one gets other seeds for each."""
+        self, env: gym.Env, split: str, config: AdapterConfig = AdapterConfig(), own_splits: bool = False,
+        env_id: str | None = None,
+    ) -> None:  # fmt: skip
+        """own_splits: the environment was made with the split; another one gets other seeds for each. env_id: what it
+        was asked for by, where that is not in its own `spec`."""
         super().__init__(env)
         self.config, self.split, self.own_splits = config, split, own_splits
         self.own = hasattr(env.unwrapped, "robot_spec")
         registered = env.spec.max_episode_steps if env.spec else None
         self.max_steps = config.max_steps or registered or DEFAULT_MAX_STEPS
-        name = env.spec.name if env.spec else type(env.unwrapped).__name__
+        self.env_id = env_id or (env.spec.id if env.spec else type(env.unwrapped).__name__)
+        name = re.sub(r"-v\d+$", "", self.env_id.rpartition("/")[2])
         self.instruction = config.instruction or getattr(env.unwrapped, "instruction", None) or in_words(name)
         self.criterion = config.criterion or getattr(env.unwrapped, "criterion", None) or self._default_criterion()
         if self.own:

@@ -156,7 +156,7 @@ class _Robot:
             subtask=np.array([names.index(info["subtask"]) for info in infos[:-1]], np.int16),
             subtask_names=names,
             instruction=self.instruction,
-            env_id=envs.spec.id if envs.spec else type(envs).__name__,
+            env_id=envs.get_attr("env_id")[0],
             seed=self.seed,
             spec=spec,
             split=envs.get_attr("split")[0],

@@ -1,12 +1,14 @@
 """Train the world model on collected episodes: `python -m world_model.train`.
 
-Run the same command again to go on after an interruption; on a CPU the result is the same to the bit. Writes into
-`out`: `step-*`, the newest two states of training, `last`, which names the one to go on from, `metrics.json`,
-`imagined.png`, and in the end `checkpoint`, the folder to act with.
+Run the same command again to go on after an interruption; on a CPU the result is the same to the bit. A run whose data,
+start or settings have changed meanwhile says what has and stops. Writes into `out`: `step-*`, the newest two states of
+training, `last`, which names the one to go on from, `metrics.json`, `imagined.png`, and in the end `checkpoint`, the
+folder to act with.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -17,31 +19,44 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import hydra
 import numpy as np
+import safetensors.torch
 import torch
-import wandb
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from tqdm import tqdm
 
 from envs.data.augmentation import Augmentation
-from envs.data.store import EpisodeError, EpisodeStore
-from envs.types import Episode
+from envs.data.files import to_json, write_json
+from envs.data.fingerprint import digest, fingerprint, require_same
+from envs.data.settings import from_settings
+from envs.data.store import EpisodeError
+from envs.types import Episode, Spec
 from world_model import checkpoint
-from world_model.checkpoint import CheckpointError
-from world_model.metrics import held_out
-from world_model.model import ModelConfig, WorldModel
+from world_model.checkpoint import CheckpointError, Loaded
+from world_model.metrics import held_out, pictures, windows
+from world_model.model import WorldModel
 from world_model.nn.device import choose_device, choose_precision
-from world_model.nn.transformer import TransformerConfig
 from world_model.tokens.actions import ActionTokenizer
-from world_model.tokens.images import FrameTokenizer, TokenizerError, write_whole
-from world_model.tokens.layout import Tracks, chunks
+from world_model.tokens.images import ImageTokenizer, TokenizerError
 from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
-from world_model.training.loss import LossWeights, window_losses
-from world_model.training.muon import Muon
+from world_model.training import sources, tracking
+from world_model.training.dataset import EpisodeDataset, chunks, common_spec, fit_ranges
+from world_model.training.loss import batch_losses
+from world_model.training.optimizers import MuonAdamW
+from world_model.training.sources import Source
+from world_model.training.start import ModelSettings, require_agreement
+
+CHUNK, TEXT_SIZE, DISCOUNT, TOKENIZER = 8, 320, 0.997, "outputs/tokenizer"  # where neither a setting nor `start` says
+OUTSIDE = 0.001  # share of a state dimension's values beyond its range that is worth a warning
+# Settings that change nothing about what is learnt, and those that name what the fingerprint tells by its content.
+NOT_LEARNT = ("out", "measured_windows", "log_every", "loss_every", "checkpoint_seconds", "threads", "precision",
+              "device", "wandb")  # fmt: skip
+BY_CONTENT = ("data", "unlabelled", "on_policy", "tokenizer", "start")
 
 
 @dataclass(frozen=True)
@@ -49,16 +64,17 @@ class TrainConfig:
     """configs/train.yaml says what each of these means."""
 
     data: tuple[str, ...]
-    experience: tuple[str, ...]
-    attempts: tuple[str, ...]
-    tokenizer: str
-    start: str
+    unlabelled: tuple[str, ...]
+    on_policy: tuple[str, ...]
+    tokenizer: str | None
+    start: str | None
     out: str
     augment: Augmentation
-    model: ModelConfig
-    coefs: tuple[int, ...]
-    text_size: int
-    discount: float
+    model: ModelSettings
+    chunk: int | None
+    coefs: Literal["auto"] | tuple[int, ...]
+    text_size: int | None
+    discount: float | None
     held_out: int
     steps: int
     minutes: float
@@ -78,19 +94,35 @@ class TrainConfig:
     threads: int
     precision: str
     device: str
-    wandb: str
+    wandb: Literal["disabled", "offline", "online"]
 
     def __post_init__(self) -> None:
-        if self.wandb not in ("disabled", "offline", "online"):
-            raise ValueError("`wandb` must be disabled, offline or online")
-        if min(self.steps, self.batch, self.window, self.measured_windows) < 1 or self.held_out < 2:
-            raise ValueError("`held_out` must be at least 2; steps, batch, window and measured_windows positive")
+        if not self.data:
+            raise ValueError("`data` must name at least one folder of episodes")
+        for name in ("steps", "batch", "measured_windows", "log_every", "loss_every", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        for name in ("muon_rate", "learning_rate", "clip"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
+        for name in ("minutes", "first_steps", "weight_decay", "checkpoint_seconds", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}")
+        if self.window < 2:
+            raise ValueError(f"`window` must be at least 2, for a model reads the step before too, got {self.window}")
+        if self.held_out < 2:
+            raise ValueError(f"`held_out` must be at least 2, got {self.held_out}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"`warmup` must be in [0, 1), a share of training, got {self.warmup}")
+        if self.discount is not None and not 0 < self.discount < 1:
+            raise ValueError(f"`discount` must be between 0 and 1, got {self.discount}")
+        if self.chunk is not None and self.chunk < 2:
+            raise ValueError(f"`chunk` must be at least 2 control steps, got {self.chunk}")
 
-    def recipe(self) -> str:
-        """The settings that a half-finished run must share with the one that takes it up."""
-        leave_out = ("out", "measured_windows", "log_every", "loss_every", "checkpoint_seconds", "threads",
-                     "precision", "device", "wandb")  # fmt: skip
-        return json.dumps({k: v for k, v in asdict(self).items() if k not in leave_out}, sort_keys=True)
+    @property
+    def folders(self) -> dict[str, tuple[str, ...]]:
+        """By the setting that names them, in the order in which they are read."""
+        return {"data": self.data, "unlabelled": self.unlabelled, "on_policy": self.on_policy}
 
 
 # -------------------------------------------------------------------------------------------------- data
@@ -98,72 +130,139 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Data:
-    """Tokenized episodes and the tokenizers that were made from the training ones."""
+    """Tokenized episodes and the tokenizers that were made from the training ones.
 
-    train: Tracks
-    held_out: Tracks
+    held_out: None where no episode is. about: for the checkpoint's meta. fingerprint: of all that the training is made
+    from. notes: what a person should know before it begins.
+    """
+
+    train: EpisodeDataset
+    held_out: EpisodeDataset | None
     model: WorldModel
     text: TextTokenizer
-    about: dict  # for the checkpoint's meta
+    about: dict
+    fingerprint: dict
+    notes: tuple[str, ...] = ()
 
 
 def prepare(config: TrainConfig, device: torch.device) -> Data:
     """Read every episode once, fit the text and action tokenizers on the training ones, build the model; or take
     all of these from the checkpoint to start from."""
     begin = checkpoint.load(config.start, device) if config.start else None
-    frames = begin.frames if begin else frame_tokenizer(config.tokenizer, device)
-    episodes: dict[bool, list[Episode]] = {False: [], True: []}
-    for folder in (*config.data, *config.experience, *config.attempts):
-        store = EpisodeStore(folder)
-        for held, names in zip((False, True), store.split(config.held_out), strict=True):
-            read = [store.read(name) for name in tqdm(names, desc=f"reading {folder}", unit="episode")]
-            if folder not in config.data:
-                read = [without_advice(episode, valued=folder in config.attempts) for episode in read]
-            episodes[held] += read
-    training = episodes[False]
+    found = sources.open_sources(config.folders, config.held_out)
+    training, testing = ([(source, e) for source in found for e in _labels(source, held)] for held in (False, True))
     if not training:
-        raise EpisodeError(f"no two episodes under {', '.join(config.data)}: run `python -m agent.collect` first")
+        raise EpisodeError(sources.why_nothing_to_train(found, config.held_out))
+    spec = common_spec([(e.spec, str(source.store.root)) for source, e in training + testing])
+    episodes, tests = [e for _, e in training], [e for _, e in testing]
 
     if begin:
-        model, text, actions = begin.model, begin.text, begin.actions
-        model.config = replace(model.config, weights=config.model.weights)  # what counts is this training's to say
+        spec = _agreed(config, begin, spec)
+        frames = begin.frames
+        if config.tokenizer and _content(frames) != _content(frame_tokenizer(config.tokenizer, device)):
+            require_agreement({"tokenizer": (config.tokenizer, "another image tokenizer")}, config.start)
+        model, text, actions, discount = begin.model, begin.text, begin.actions, begin.meta["discount"]
+        # What counts is this training's to say.
+        model.config = replace(model.config, weights=config.model.weights)
     else:
-        text = TextTokenizer.train([t for e in training for t in (e.instruction, *e.subtask_names)], config.text_size)
-        actions = ActionTokenizer.fit(sample_chunks(training), coefs=config.coefs)
-        vocab = Vocab.native(text.size, frames.vision_size, actions.chunk)
+        spec, chunk = fit_ranges(spec, [e.state for e in episodes]), config.chunk or CHUNK
+        frames, discount = frame_tokenizer(config.tokenizer or TOKENIZER, device), config.discount or DISCOUNT
+        if frames.config.cameras != spec.cameras:
+            raise ValueError(
+                f"the image tokenizer {config.tokenizer or TOKENIZER} is of the cameras {_cameras(frames.config)}, the "
+                f"episodes of {_cameras(spec)}: train one on these episodes"
+            )
+        words = [t for e in episodes for t in (e.instruction, *e.subtask_names)]
+        text = TextTokenizer.train(words, config.text_size or TEXT_SIZE)
+        coefs = None if config.coefs == "auto" else config.coefs
+        actions = ActionTokenizer.fit(sample_chunks(episodes, chunk), spec, coefs)
+        vocab = Vocab.native(text.size, frames.vision_size, len(spec.cameras), actions.chunk)
         text = text.within(vocab.text)
         torch.manual_seed(config.seed)
-        model = WorldModel(config.model, vocab, frames, actions).to(device)
+        model = WorldModel(config.model.build(), spec, vocab, frames, actions).to(device)
     train, test = (
-        Tracks.join([Tracks.of(e, model.layout, frames, actions, text, config.discount) for e in episodes[held]])
-        for held in (False, True)
-    )
+        EpisodeDataset.join([EpisodeDataset.of(e, model.layout, frames, actions, text, discount) for e in side])
+        if side else None
+        for side in (episodes, tests)
+    )  # fmt: skip
+    if not windows.longest(train):
+        raise ValueError(f"`chunk` is {actions.chunk} control steps, longer than any of the episodes")
     about = {
-        "instructions": sorted({e.instruction for e in training}), "env_ids": sorted({e.env_id for e in training}),
-        "episodes": {"train": len(training), "held_out": len(episodes[True])}, "control_steps": len(train),
-        "discount": config.discount,
+        "instructions": sorted({e.instruction for e in episodes}), "env_ids": sorted({e.env_id for e in episodes}),
+        "episodes": {"train": len(episodes), "held_out": len(tests)}, "control_steps": len(train),
+        "discount": discount,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy", "safetensors")},
     }  # fmt: skip
-    return Data(train, test, model, text, about)
+    settings = {k: v for k, v in asdict(config).items() if k not in (*NOT_LEARNT, *BY_CONTENT)}
+    files = {"tokenizer": _content(frames), **({"start": begin.sha256} if begin else {})}
+    made_from = fingerprint(settings, files, [source.fingerprint() for source in found])
+    return Data(train, test, model, text, about, made_from, tuple(_notes(config, spec, found, train, test)))
 
 
-def frame_tokenizer(folder: str, device: torch.device) -> FrameTokenizer:
+def _labels(source: Source, held_out: bool) -> list[Episode]:
+    """The episodes of one side, with the labels that this source is to teach."""
+    read = list(source.each(held_out))
+    return read if source.role == "data" else [without_expert(e, valued=source.role == "on_policy") for e in read]
+
+
+def _agreed(config: TrainConfig, begin: Loaded, spec: Spec) -> Spec:
+    """The checkpoint's spec. ValueError where it is of another robot, or where settings ask for another model."""
+    begin.spec.require(spec, f"the checkpoint {config.start}", f"the episodes of {', '.join(config.data)}")
+    asked = {
+        "chunk": (config.chunk, begin.actions.chunk), "discount": (config.discount, begin.meta["discount"]),
+        "coefs": (None if config.coefs == "auto" else config.coefs, begin.actions.coefs),
+    }  # fmt: skip
+    wrong = {name: pair for name, pair in asked.items() if pair[0] is not None and pair[0] != pair[1]}
+    if config.text_size is not None and begin.text.size > config.text_size:
+        wrong["text_size"] = (config.text_size, begin.text.size)
+    require_agreement({**wrong, **config.model.against(begin.model.config)}, config.start)
+    return begin.spec
+
+
+def _notes(
+    config: TrainConfig, spec: Spec, found: list[Source], train: EpisodeDataset, test: EpisodeDataset | None
+) -> Iterator[str]:
+    if test is None:
+        yield sources.why_nothing_held_out(found, config.held_out)
+    if config.augment.shift and (why := config.augment.cannot_shift(spec)):
+        yield f"the scene stays where it is, `augment.shift` or not: {why}"
+    for side, dataset in (("training", train), ("held-out", test)):
+        for name, share in (dataset.outside() if dataset else {}).items():
+            if share > OUTSIDE:
+                yield (
+                    f"{share:.2%} of the values of the state `{name}` in {side} episodes leave its range, and are read "
+                    "as its ends"
+                )
+
+
+def _cameras(of: Spec | object) -> str:
+    return ", ".join(f"{camera.name} {camera.height} x {camera.width}" for camera in of.cameras)
+
+
+def _content(frames: ImageTokenizer) -> str:
+    """sha256 of an image tokenizer, the same within a checkpoint and beside it."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in frames.state_dict().items()}
+    config = to_json(asdict(frames.config), sort_keys=True).encode()
+    return hashlib.sha256(config + safetensors.torch.save(weights)).hexdigest()
+
+
+def frame_tokenizer(folder: str, device: torch.device) -> ImageTokenizer:
     """What `train_tokenizer` wrote, or the one within a checkpoint."""
     if (Path(folder) / "manifest.json").exists():
         return checkpoint.load(folder, device).frames
-    return FrameTokenizer.load(folder, device)
+    return ImageTokenizer.load(folder, device)
 
 
-def without_advice(episode: Episode, valued: bool) -> Episode:
+def without_expert(episode: Episode, valued: bool) -> Episode:
     """What followed which action can still be learnt from it, but no longer what an expert would have done; nor what
     it is worth to be there, unless it is an attempt of the model's own (`valued`): others may go on better or worse."""
-    detour = episode.detour if valued else len(episode)
-    return replace(episode, expert=np.full_like(episode.expert, np.nan), detour=detour)
+    off_task = episode.off_task_steps if valued else len(episode)
+    return replace(episode, expert=np.full_like(episode.expert, np.nan), off_task_steps=off_task)
 
 
-def sample_chunks(episodes: list[Episode], most: int = 50_000) -> torch.Tensor:
+def sample_chunks(episodes: list[Episode], chunk: int, most: int = 50_000) -> torch.Tensor:
     """Executed and advised chunks (n, M, A) to fit the action bins on."""
-    every = [chunks(a, 8)[:-1] for e in episodes for a in (e.action, e.expert)]
+    every = [chunks(a, chunk, e.spec)[:-1] for e in episodes for a in (e.action, e.expert)]
     found = np.concatenate([c[np.isfinite(c).all((1, 2))] for c in every])
     return torch.from_numpy(found[:: max(1, len(found) // most)])
 
@@ -182,15 +281,14 @@ def _shuffled(rows: int, seed: int, epoch: int) -> np.ndarray:
 # -------------------------------------------------------------------------------------------------- training
 
 
-def make_optimizers(config: TrainConfig, model: WorldModel) -> tuple[torch.optim.Optimizer, ...]:
+def make_optimizer(config: TrainConfig, model: WorldModel) -> MuonAdamW:
     """Muon for the matrices between hidden states, which learns as much in half the steps; AdamW for embeddings, norms
     and the gate."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = [p for name, p in trained if ".layers." in name and p.dim() == 2]
-    others = [p for name, p in trained if not (".layers." in name and p.dim() == 2)]
-    return (
-        Muon(hidden, lr=config.muon_rate, weight_decay=config.weight_decay, precision=model.precision),
-        torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    hidden = {name: p for name, p in trained.items() if ".layers." in name and p.dim() == 2}
+    others = {name: p for name, p in trained.items() if name not in hidden}
+    return MuonAdamW(
+        hidden, others, muon_decay=config.weight_decay, adamw_decay=0.0, betas=(0.9, 0.95), precision=model.precision
     )
 
 
@@ -218,9 +316,10 @@ class Progress:
 def train(config: TrainConfig, data: Data) -> Iterator[tuple[Progress, dict[str, float]]]:
     """Go on from what `out` holds to the end; yields progress and the losses of every step."""
     model, out = data.model, Path(config.out)
-    optimizers = make_optimizers(config, model)
-    progress = resume(config, model, optimizers)
+    optimizer = make_optimizer(config, model)
+    progress = resume(config, data, optimizer)
     trained = [p for p in model.parameters() if p.requires_grad]
+    augment = config.augment.of(model.spec)
     saved = time.monotonic()
     model.train()
     while progress.share(config) < 1:
@@ -228,16 +327,14 @@ def train(config: TrainConfig, data: Data) -> Iterator[tuple[Progress, dict[str,
         # The step alone decides its data and its randomness, so that nothing else has to be kept to resume.
         rng = torch.Generator().manual_seed(config.seed * 1_000_003 + progress.step)
         first = int(torch.randint(config.first_steps + 1, (), generator=rng))
-        starts, change = batch_starts(config, len(data.train), progress.step), config.augment.draw(config.batch, rng)
-        window = data.train.window(starts, config.window, change)
-        losses = window_losses(model, window.to(model.device), first)
-        model.zero_grad(set_to_none=True)
+        starts, change = batch_starts(config, len(data.train), progress.step), augment.draw(config.batch, rng)
+        batch = data.train.batch(starts, config.window, change)
+        losses = batch_losses(model, batch.to(model.device), first)
+        optimizer.zero_grad()
         losses.total.backward()
         nn.utils.clip_grad_norm_(trained, config.clip)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = optimizer.defaults["lr"] * pace(config, progress.share(config))
-            optimizer.step()
+        share = pace(config, progress.share(config))
+        optimizer.step(config.muon_rate * share, config.learning_rate * share)
         progress = Progress(progress.step + 1, progress.seconds + time.monotonic() - began)
         if not math.isfinite(losses.total.item()):
             raise FloatingPointError(
@@ -245,67 +342,54 @@ def train(config: TrainConfig, data: Data) -> Iterator[tuple[Progress, dict[str,
             )
         # Once in a while: save.
         if progress.share(config) >= 1 or time.monotonic() - saved > config.checkpoint_seconds:
-            save(config, data, optimizers, progress)
+            save(config, data, optimizer, progress)
             saved = time.monotonic()
         yield progress, {"loss": losses.total.item(), **{k: v.item() for k, v in losses.parts.items()}}
     model.eval()
 
 
-def save(config: TrainConfig, data: Data, optimizers: tuple[torch.optim.Optimizer, ...], progress: Progress) -> None:
+def save(config: TrainConfig, data: Data, optimizer: MuonAdamW, progress: Progress) -> None:
     """A new folder with all that the next step depends on; `last` names it once it is whole."""
     folder = Path(config.out) / f"step-{progress.step:07d}"
-    moments = {
-        f"{key}/{name}": value
-        for name, p in data.model.named_parameters() for optimizer in optimizers if p in optimizer.state
-        for key, value in optimizer.state[p].items()
-    }  # fmt: skip
-    meta = {**data.about, "training": {"recipe": config.recipe(), "step": progress.step, "seconds": progress.seconds}}
+    training = {"fingerprint": data.fingerprint, "step": progress.step, "seconds": progress.seconds}
     if folder.exists():  # left by a run that was killed before `last` named it
         shutil.rmtree(folder)
-    checkpoint.save(folder, data.model, data.text, meta, moments)
+    checkpoint.save(folder, data.model, data.text, {**data.about, "training": training}, optimizer.state())
     checkpoint.point(Path(config.out), folder)
 
 
-def resume(config: TrainConfig, model: WorldModel, optimizers: tuple[torch.optim.Optimizer, ...]) -> Progress:
-    """Take up what `save` wrote; a fresh start where there is nothing."""
+def resume(config: TrainConfig, data: Data, optimizer: MuonAdamW) -> Progress:
+    """Take up what `save` wrote; a fresh start where there is nothing. ValueError where it was made from something
+    else."""
     folder = checkpoint.last(Path(config.out))
     if folder is None:
         return Progress()
-    loaded, moments = checkpoint.load(folder), checkpoint.load_training(folder)
+    loaded, state = checkpoint.load(folder), checkpoint.load_training(folder)
     about = loaded.meta["training"]
-    if about["recipe"] != config.recipe():
-        raise ValueError(f"{folder} belongs to a training with other settings: choose another `out` or delete it")
-    if loaded.vocab != model.vocab or loaded.actions != model.actions:
-        raise ValueError(f"{folder} was trained on other episodes than these: choose another `out` or delete it")
-    model.load_state_dict(loaded.model.state_dict())
-    owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    parameters = dict(model.named_parameters())
-    for label, value in moments.items():
-        key, name = label.split("/")
-        p = parameters[name]
-        owner[p].state[p][key] = value if value.dim() == 0 else value.to(p.device)
+    require_same(about.get("fingerprint"), data.fingerprint, str(folder))
+    data.model.load_state_dict(loaded.model.state_dict())
+    optimizer.load_state(state)
     return Progress(about["step"], about["seconds"])
 
 
-# -------------------------------------------------------------------------------------------------- the verb
+# -------------------------------------------------------------------------------------------------- the command
 
 
 def run(config: TrainConfig) -> dict:
     """Train or go on, measure, write everything into `out`; returns the figures."""
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    data = prepare(config, device)
+    data, out = prepare(config, device), Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for note in data.notes:
+        tqdm.write(f"train: {note}", file=sys.stderr)
     model = data.model
     model.precision = precision
-    starts = held_out.pick(data.held_out, 2 * held_out.BATCH, config.window)
-    log = wandb.init(
-        project="nextstate", job_type="train", id=f"train-{out.resolve().name}", resume="allow", mode=config.wandb,
-        dir=str(out), config=asdict(config),
-    )  # fmt: skip
+    steps = min(config.window, windows.longest(data.held_out)) if data.held_out else 0
+    starts = windows.spread_evenly(data.held_out, 2 * held_out.BATCH, steps) if steps else None
+    log = tracking.start("train", out, config.wandb, config)
 
     # Go!
     smooth, bar = None, tqdm(total=1000, desc="training", bar_format="{l_bar}{bar}| {elapsed} < {remaining}{postfix}")
@@ -317,45 +401,54 @@ def run(config: TrainConfig) -> dict:
             bar.set_postfix(step=progress.step, loss=f"{smooth:.4f}")
             log.log({f"train/{name}": value for name, value in losses.items()}, step=progress.step)
         # Once in a while: look at what was never trained on.
-        if progress.step % config.loss_every == 0:
-            found = held_out.losses(model, data.held_out, starts, config.window)
+        if progress.step % config.loss_every == 0 and starts is not None:
+            found = held_out.losses(model, data.held_out, starts, steps)
             tqdm.write(summary(progress, losses, found))
             log.log({f"held_out/{name}": value for name, value in found.items()}, step=progress.step)
     bar.close()
 
     model.eval()
-    starts = held_out.pick(data.held_out, config.measured_windows, config.window)
-    figures = {
-        **held_out.losses(model, data.held_out, starts, config.window),
-        **held_out.measure(model, data.held_out, config.measured_windows),
-    }
-    held_out.picture(model, data.held_out).save(out / "imagined.png")
-    write_whole(out / "metrics.json", json.dumps(figures, indent=1).encode())
-    last = checkpoint.load(checkpoint.last(out))
-    shutil.rmtree(out / "checkpoint", ignore_errors=True)
-    checkpoint.save(out / "checkpoint", model, data.text, {**last.meta, "figures": figures})
-    log.log({f"final/{k}": v for k, v in figures.items() if not isinstance(v, list)})
+    figures = measure(config, data, steps)
+    if steps > 1:
+        pictures.imagined(model, data.held_out).save(out / "imagined.png")
+    write_json(out / "metrics.json", figures)
+    meta = checkpoint.load(checkpoint.last(out)).meta
+    training = {**meta["training"], "fingerprint": digest(data.fingerprint)}
+    checkpoint.save(
+        out / "checkpoint", model, data.text, {**meta, "training": training, "figures": figures}, replace=True
+    )
+    log.log({f"final/{k}": v for k, v in figures.items() if isinstance(v, int | float)})
     log.finish()
     return figures
 
 
+def measure(config: TrainConfig, data: Data, steps: int) -> dict:
+    """The figures of the trained model on held-out episodes, as JSON keeps them: null where nothing is known.
+
+    steps: model steps of the windows whose losses are taken; 0 where no held-out episode has any.
+    """
+    figures: dict = {}
+    if steps:
+        starts = windows.spread_evenly(data.held_out, config.measured_windows, steps)
+        figures |= held_out.losses(data.model, data.held_out, starts, steps)
+    if steps > 1:
+        figures |= held_out.evaluate(data.model, data.held_out, config.measured_windows)
+    sides = {"train": data.train, "held_out": data.held_out}
+    figures["state_outside"] = {name: dataset.outside() for name, dataset in sides.items() if dataset}
+    return json.loads(to_json(figures))
+
+
 def summary(progress: Progress, losses: dict[str, float], found: dict[str, float]) -> str:
     names = ("next_image", "next_state", "expert_action", "value")
-    shown = "  ".join(f"{name} {losses[name]:.3f}/{found[f'{name}_nats']:.3f}" for name in names)
+    shown = "  ".join(f"{name} {losses[name]:.3f}/{found[f'{name}_nats']:.3f}" for name in names if name in losses)
     shuffled = found["next_image_nats_shuffled"]
     return f"step {progress.step:6d}  trained/held out: {shown}  next_image, shuffled actions {shuffled:.3f}"
 
 
 def to_config(raw: DictConfig) -> TrainConfig:
     values = OmegaConf.to_container(raw, resolve=True)
-    model, augment = values.pop("model"), values.pop("augment")
-    transformer, weights = TransformerConfig(**model.pop("transformer")), LossWeights(**model.pop("weights"))
-    lists = {name: tuple(values[name]) for name in ("data", "experience", "attempts", "coefs")}
-    return TrainConfig(
-        **{**values, **lists},
-        augment=Augmentation.from_dict(augment),
-        model=ModelConfig(**model, transformer=transformer, weights=weights),
-    )
+    folders = {name: sources.as_folders(values[name]) for name in ("data", "unlabelled", "on_policy")}
+    return from_settings(TrainConfig, {**values, **folders})
 
 
 @hydra.main(version_base=None, config_path="../configs", config_name="train")

@@ -1,37 +1,59 @@
-"""Train the frame tokenizer on collected episodes and measure what survives: `python -m world_model.train_tokenizer`.
+"""Train the image tokenizer on collected episodes and measure what survives: `python -m world_model.train_tokenizer`.
 
-Run the same command again to go on after an interruption. Writes into `out`: the tokenizer, `report.json` with the
-figures on held-out episodes, `reconstruction.png` with real above reconstructed frames.
+Run the same command again to go on after an interruption; a run whose data or settings have changed meanwhile says what
+has and stops. Writes into `out`: the tokenizer, `report.json` with the figures on held-out episodes,
+`reconstruction.png` with real above reconstructed images.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import hydra
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-import wandb
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from tqdm import tqdm
 
-from envs.data.augmentation import Augmentation
+from envs.data.augmentation import Augmentation, Change
+from envs.data.files import to_json, write_json, write_whole
+from envs.data.fingerprint import fingerprint, require_same
+from envs.data.settings import from_settings
 from envs.data.store import EpisodeError, EpisodeStore
-from envs.types import Episode
-from world_model.metrics.reconstruction import GATE, Fidelity, measure, passes_gate
+from envs.types import CameraSpec, Episode, Spec
+from world_model.metrics import pictures, reconstruction
+from world_model.metrics.reconstruction import Reconstruction
 from world_model.nn.device import choose_device, choose_precision
-from world_model.tokens.images import FrameConfig, FrameTokenizer, to_unit, write_whole
-from world_model.training.muon import Muon
+from world_model.tokens.images import ImageConfig, ImageTokenizer, to_unit
+from world_model.training import sources, tracking
+from world_model.training.dataset import common_spec
+from world_model.training.optimizers import MuonAdamW
+from world_model.training.sources import Source
 
 PROGRESS = "training.safetensors"
+SHOWN = 6  # images of each episode in the picture
+# Settings that change nothing about what is learnt; `data` is told by its content.
+NOT_LEARNT = ("data", "out", "measured_episodes", "checkpoint_seconds", "threads", "precision", "device", "wandb")
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """The network; `ImageConfig` without the cameras, which the episodes tell."""
+
+    levels: tuple[int, ...]
+    width: int
+    encoder_blocks: int
+    decoder_blocks: int
 
 
 @dataclass(frozen=True)
@@ -40,7 +62,7 @@ class TrainConfig:
 
     data: tuple[str, ...]
     out: str
-    tokenizer: FrameConfig
+    tokenizer: TokenizerSettings
     augment: Augmentation
     steps: int
     batch: int
@@ -57,131 +79,122 @@ class TrainConfig:
     threads: int
     precision: str
     device: str
-    wandb: str
+    wandb: Literal["disabled", "offline", "online"]
 
     def __post_init__(self) -> None:
-        if self.wandb not in ("disabled", "offline", "online"):
-            raise ValueError("`wandb` must be disabled, offline or online")
-        if self.held_out < 2 or min(self.steps, self.batch, self.frames_per_episode, self.measured_episodes) < 1:
-            raise ValueError("`held_out` must be at least 2; steps, batch and numbers of frames and episodes positive")
-
-    def what_is_learnt(self) -> str:
-        """The settings that a half-finished run must share with the one that takes it up."""
-        leave_out = ("out", "measured_episodes", "checkpoint_seconds", "threads", "precision", "device", "wandb")
-        return json.dumps({k: v for k, v in asdict(self).items() if k not in leave_out}, sort_keys=True)
+        if not self.data:
+            raise ValueError("`data` must name at least one folder of episodes")
+        for name in ("steps", "batch", "frames_per_episode", "measured_episodes", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup", "motion_weight", "object_weight", "object_radius", "checkpoint_seconds", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}")
+        if self.held_out < 2:
+            raise ValueError(f"`held_out` must be at least 2, got {self.held_out}")
 
 
 @dataclass(frozen=True)
 class Frames:
-    """A sample of the training episodes' frames, in memory; n frames of e episodes."""
+    """A sample of the training episodes' images, in memory; n moments of e episodes."""
 
-    main: torch.Tensor  # (n, 64, 64, 3) u8
-    wrist: torch.Tensor  # (n, 32, 32, 3) u8
-    keypoints: torch.Tensor  # (n, 4, 3) f32, metres, NaN where there are none
+    spec: Spec
+    images: dict[str, torch.Tensor]  # camera -> (n, h, w, 3) u8
+    means: dict[str, torch.Tensor]  # camera -> (e, h, w, 3) u8, of each episode
+    keypoints: torch.Tensor  # (n, k, 3) f32, metres, NaN where there are none
     episode: torch.Tensor  # (n,) i64
-    main_mean: torch.Tensor  # (e, 64, 64, 3) u8
-    wrist_mean: torch.Tensor  # (e, 32, 32, 3) u8
+
+    def __len__(self) -> int:
+        return len(self.episode)
 
 
-def split_episodes(config: TrainConfig) -> tuple[list[tuple[EpisodeStore, str]], list[tuple[EpisodeStore, str]]]:
-    """(store, name) of the episodes to train on, and of those of every `held_out`-th seed to measure on."""
-    train, held_out = [], []
-    for folder in config.data:
-        store = EpisodeStore(folder)
-        for part, names in zip((train, held_out), store.split(config.held_out), strict=True):
-            part += [(store, name) for name in names]
-    if not train:
-        raise EpisodeError(f"no two episodes under {', '.join(config.data)}: run `python -m agent.collect` first")
-    return train, held_out
+def load_frames(config: TrainConfig, found: list[Source]) -> Frames:
+    """Read `frames_per_episode` moments of each training episode, one at random from each equal stretch of time.
 
-
-def load_frames(config: TrainConfig, episodes: list[tuple[EpisodeStore, str]]) -> Frames:
-    """Read `frames_per_episode` frames of each episode, one at random from each equal stretch of time."""
+    ValueError where episodes are of different robots.
+    """
     rng = np.random.default_rng(config.seed)
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in Frames.__annotations__}
-    for index, (store, name) in enumerate(tqdm(episodes, desc="reading episodes", unit="episode")):
-        episode = store.read(name)
-        edges = np.linspace(0, len(episode.main), min(config.frames_per_episode, len(episode.main)) + 1)
-        pick = rng.uniform(edges[:-1], edges[1:]).astype(int)
-        columns["main"].append(episode.main[pick])
-        columns["wrist"].append(episode.wrist[pick])
-        columns["keypoints"].append(episode.keypoints[pick])
-        columns["episode"].append(np.full(len(pick), index))
-        columns["main_mean"].append(episode.main.mean(0, dtype=np.float32).astype(np.uint8)[None])
-        columns["wrist_mean"].append(episode.wrist.mean(0, dtype=np.float32).astype(np.uint8)[None])
-    return Frames(**{name: torch.from_numpy(np.concatenate(parts)) for name, parts in columns.items()})
+    images: dict[str, list[np.ndarray]] = {}
+    means: dict[str, list[np.ndarray]] = {}
+    keypoints, numbers, specs = [], [], []
+    for source in found:
+        for episode in source.each():
+            specs.append((episode.spec, str(source.store.root)))
+            common_spec([specs[0], specs[-1]])
+            count = len(episode.state)
+            edges = np.linspace(0, count, min(config.frames_per_episode, count) + 1)
+            pick = rng.uniform(edges[:-1], edges[1:]).astype(int)
+            for name, recorded in episode.images.items():
+                images.setdefault(name, []).append(recorded[pick])
+                means.setdefault(name, []).append(recorded.mean(0, dtype=np.float32).astype(np.uint8)[None])
+            keypoints.append(episode.keypoints[pick])
+            numbers.append(np.full(len(pick), len(numbers)))
+
+    def joined(parts: list[np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(parts))
+
+    return Frames(
+        common_spec(specs), {name: joined(parts) for name, parts in images.items()},
+        {name: joined(parts) for name, parts in means.items()}, joined(keypoints), joined(numbers),
+    )  # fmt: skip
 
 
-def pixel_weights(config: TrainConfig, frames: torch.Tensor, mean: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def pixel_weights(config: TrainConfig, images: torch.Tensor, mean: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """How much each pixel counts: 1, more where it differs from its episode's mean, more round the keypoints.
 
-    frames, mean: (n, h, w, 3) in [-1, 1]; places: (n, 4, 2) pixels, or (n, 0, 2) for none -> (n, h, w), mean 1.
+    images, mean: (n, h, w, 3) in [-1, 1]; places: (n, k, 2) pixels, or (n, 0, 2) for none -> (n, h, w), mean 1.
     """
-    moved = ((frames - mean).abs().amax(-1) * 4).clamp(max=1)  # 32 grey levels are as much as any
-    axis = torch.arange(frames.shape[1], device=frames.device)
-    squared = (axis[:, None] - places[..., 0, None, None]) ** 2 + (axis - places[..., 1, None, None]) ** 2
+    moved = ((images - mean).abs().amax(-1) * 4).clamp(max=1)  # 32 grey levels are as much as any
+    rows, columns = (torch.arange(size, device=images.device) for size in images.shape[1:3])
+    squared = (rows[:, None] - places[..., 0, None, None]) ** 2 + (columns - places[..., 1, None, None]) ** 2
     near = (squared <= config.object_radius**2).any(1)
     weight = 1 + config.motion_weight * moved + config.object_weight * near
     return weight / weight.mean()
 
 
+def keypoint_places(
+    augment: Augmentation, camera: CameraSpec, change: Change, keypoints: torch.Tensor
+) -> torch.Tensor:  # fmt: skip
+    """Where a camera sees keypoints (n, k, 3) after a change: (n, k, 2) pixels, far outside for those that are not
+    there; none, (n, 0, 2), for a camera whose pose is not known."""
+    if camera.name not in augment.poses:
+        return torch.empty(len(keypoints), 0, 2)
+    places = augment.poses[camera.name].project(change.points(keypoints).numpy(), camera.height, camera.width)
+    return torch.from_numpy(np.nan_to_num(places, nan=-1e3)).float()
+
+
 def batch_loss(
-    config: TrainConfig, tokenizer: FrameTokenizer, frames: Frames, step: int, precision: torch.dtype
+    config: TrainConfig, tokenizer: ImageTokenizer, frames: Frames, step: int, precision: torch.dtype
 ) -> torch.Tensor:
-    """Weighted squared error on random frames of both views. The step alone decides which, so resuming is exact."""
+    """Weighted squared error on random images of all cameras. The step alone decides which, so resuming is exact."""
     device = tokenizer.device
     rng = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    pick = torch.randint(len(frames.main), (config.batch,), generator=rng)
-    change, episode = config.augment.draw(config.batch, rng), frames.episode[pick]
-    places = config.augment.camera.project(change.points(frames.keypoints[pick]).numpy())
-    places = torch.from_numpy(np.nan_to_num(places, nan=-1e3)).float().to(device)  # far outside
-    nowhere = torch.empty(config.batch, 0, 2, device=device)
+    pick = torch.randint(len(frames), (config.batch,), generator=rng)
+    augment = config.augment.of(frames.spec)
+    change, episode = augment.draw(config.batch, rng), frames.episode[pick]
     total = torch.zeros((), device=device)
-    for changed, views, near in (
-        (change.main, (frames.main[pick], frames.main_mean[episode]), places),
-        (change.wrist, (frames.wrist[pick], frames.wrist_mean[episode]), nowhere),
-    ):
-        true, mean = (to_unit(changed(view.to(device))) for view in views)
+    for camera in frames.spec.cameras:
+        name = camera.name
+        views = (frames.images[name][pick], frames.means[name][episode])
+        true, mean = (to_unit(change.images(name, view.to(device))) for view in views)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-            again = tokenizer(true)
-        total = total + ((again.float() - true).square().mean(-1) * pixel_weights(config, true, mean, near)).mean()
+            again = tokenizer(true, name)
+        places = keypoint_places(augment, camera, change, frames.keypoints[pick]).to(device)
+        weights = pixel_weights(config, true, mean, places)
+        total = total + ((again.float() - true).square().mean(-1) * weights).mean()
     return total
 
 
-class Optimizer:
+def make_optimizer(tokenizer: ImageTokenizer, precision: torch.dtype) -> MuonAdamW:
     """Muon for the matrices, AdamW for the rest: at equal time a third less loss than AdamW alone."""
-
-    def __init__(self, tokenizer: FrameTokenizer, precision: torch.dtype):
-        matrices, rest = {}, {}
-        for name, parameter in tokenizer.named_parameters():
-            is_matrix = parameter.ndim == 2 and min(parameter.shape) >= 16
-            (matrices if is_matrix else rest)[name] = parameter
-        self.named = matrices | rest
-        self.parts = (
-            Muon(matrices.values(), weight_decay=0.01, like_adamw=True, precision=precision),
-            torch.optim.AdamW(rest.values(), betas=(0.9, 0.98), weight_decay=0.01),
-        )
-
-    def step(self, rate: float) -> None:
-        """One update at this learning rate; clears the gradients."""
-        for part in self.parts:
-            for group in part.param_groups:
-                group["lr"] = rate
-            part.step()
-            part.zero_grad()
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Its memory, flat, as `optimizer/<kind>/<parameter>`."""
-        states = {name: part.state[p] for part in self.parts for name, p in self.named.items() if p in part.state}
-        return {f"optimizer/{kind}/{name}": value for name, state in states.items() for kind, value in state.items()}
-
-    def take_up(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Continue from what `tensors` gave."""
-        for key, value in tensors.items():
-            kind, name = key.removeprefix("optimizer/").split("/")
-            parameter = self.named[name]
-            part = next(p for p in self.parts if any(parameter is q for g in p.param_groups for q in g["params"]))
-            part.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
+    named = dict(tokenizer.named_parameters())
+    matrices = {name: p for name, p in named.items() if p.ndim == 2 and min(p.shape) >= 16}
+    others = {name: p for name, p in named.items() if name not in matrices}
+    return MuonAdamW(
+        matrices, others, muon_decay=0.01, adamw_decay=0.01, betas=(0.9, 0.98), precision=precision, like_adamw=True
+    )
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -192,15 +205,17 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * (1 + np.cos(np.pi * done)) / 2
 
 
-def save_progress(path: Path, config: TrainConfig, tokenizer: FrameTokenizer, optimizer: Optimizer, step: int):
-    """Weights, the optimizer's memory and the number of steps done: all that the next step depends on."""
-    tensors = {f"model/{name}": value for name, value in tokenizer.state_dict().items()} | optimizer.tensors()
-    about = {"step": str(step), "config": config.what_is_learnt()}
-    write_whole(path, safetensors.torch.save({k: v.contiguous().cpu() for k, v in tensors.items()}, about))
+def save_progress(path: Path, tokenizer: ImageTokenizer, optimizer: MuonAdamW, step: int, made_from: dict) -> None:
+    """Weights, the optimizer's state and the number of steps done: all that the next step depends on."""
+    tensors = {f"model/{name}": value for name, value in tokenizer.state_dict().items()}
+    tensors |= {f"optimizer/{name}": value for name, value in optimizer.state().items()}
+    about = {"step": str(step), "fingerprint": to_json(made_from, indent=None)}
+    write_whole(path, safetensors.torch.save({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, about))
 
 
-def load_progress(path: Path, config: TrainConfig, tokenizer: FrameTokenizer, optimizer: Optimizer) -> int:
-    """Take up what `save_progress` wrote and return the steps done; 0 where there is nothing."""
+def load_progress(path: Path, tokenizer: ImageTokenizer, optimizer: MuonAdamW, made_from: dict) -> int:
+    """Take up what `save_progress` wrote and return the steps done; 0 where there is nothing. ValueError where it is
+    damaged or was made from something else."""
     if not path.exists():
         return 0
     try:
@@ -209,67 +224,81 @@ def load_progress(path: Path, config: TrainConfig, tokenizer: FrameTokenizer, op
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it to begin this training anew") from error
-    if about["config"] != config.what_is_learnt():
-        raise ValueError(f"{path} belongs to a training with other settings: choose another `out` or delete it")
-    tokenizer.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
-    optimizer.take_up({k: v for k, v in tensors.items() if k.startswith("optimizer/")})
+    kept = about.get("fingerprint")
+    require_same(json.loads(kept) if kept else None, made_from, str(path))
+    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}}
+    for key, value in tensors.items():
+        part, name = key.split("/", 1)
+        parts[part][name] = value
+    tokenizer.load_state_dict(parts["model"])
+    optimizer.load_state(parts["optimizer"])
     return int(about["step"])
 
 
 def train(
-    config: TrainConfig, tokenizer: FrameTokenizer, frames: Frames, precision: torch.dtype
+    config: TrainConfig, tokenizer: ImageTokenizer, frames: Frames, precision: torch.dtype, made_from: dict
 ) -> Iterator[tuple[int, float]]:
-    """Train to the last step, saving every minute; yields (steps done, loss)."""
-    optimizer = Optimizer(tokenizer, precision)
+    """Train to the last step, saving every now and then; yields (steps done, loss)."""
+    optimizer = make_optimizer(tokenizer, precision)
     path = Path(config.out) / PROGRESS
-    start = load_progress(path, config, tokenizer, optimizer)
+    start = load_progress(path, tokenizer, optimizer, made_from)
     tokenizer.train()
     saved = time.monotonic()
     for step in range(start, config.steps):
         loss = batch_loss(config, tokenizer, frames, step, precision)
+        optimizer.zero_grad()
         loss.backward()
-        optimizer.step(learning_rate(config, step))
+        rate = learning_rate(config, step)
+        optimizer.step(rate, rate)
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"the loss of step {step + 1} is not finite: lower `learning_rate`")
         if step + 1 == config.steps or time.monotonic() - saved > config.checkpoint_seconds:
-            save_progress(path, config, tokenizer, optimizer, step + 1)
+            save_progress(path, tokenizer, optimizer, step + 1, made_from)
             saved = time.monotonic()
         yield step + 1, loss.item()
     tokenizer.eval()
 
 
-def evaluate(config: TrainConfig, tokenizer: FrameTokenizer, episodes: list[tuple[EpisodeStore, str]]) -> dict:
-    """The figures of each task on its held-out episodes: {env id: {measure: figure}}."""
-    found: dict[str, Fidelity] = {}
-    left: dict[str, int] = {}
-    for store, name in tqdm(episodes, desc="measuring", unit="episode"):
-        if left.setdefault(str(store.root), config.measured_episodes):
-            left[str(store.root)] -= 1
-            episode = store.read(name)
-            result = measure(episode, tokenizer, config.augment.camera, stride=4)
-            found[episode.env_id] = found[episode.env_id] + result if episode.env_id in found else result
-    return {env_id: fidelity.figures() for env_id, fidelity in found.items()}
+def held_out_names(found: list[Source]) -> list[tuple[EpisodeStore, str]]:
+    """(store, name) of the held-out episodes."""
+    return [(source.store, name) for source in found for name in source.held_out]
 
 
-def picture(tokenizer: FrameTokenizer, episodes: list[Episode], scale: int = 3) -> Image.Image:
-    """For each episode a strip of its real frames, and under it the reconstructed ones; the wrist view beside."""
-    rows = []
+def evaluate(config: TrainConfig, tokenizer: ImageTokenizer, found: list[Source]) -> dict[str, dict[str, float]]:
+    """The figures of each task on its held-out episodes: {env id: {figure: value}}."""
+    sums: dict[str, Reconstruction] = {}
+    chosen = [(s.store, name) for s in found for name in s.held_out[: config.measured_episodes]]
+    for store, name in tqdm(chosen, desc="measuring", unit="episode"):
+        episode = store.read(name)
+        result = reconstruction.evaluate(episode, tokenizer, config.augment.poses, stride=4)
+        sums[episode.env_id] = sums[episode.env_id] + result if episode.env_id in sums else result
+    return {env_id: each.figures() for env_id, each in sums.items()}
+
+
+def picture(tokenizer: ImageTokenizer, episodes: list[Episode]) -> Image.Image:
+    """For each episode a strip of its real images, and under it the reconstructed ones."""
+    strips = []
     for episode in episodes:
-        pick = np.linspace(0, len(episode.main) - 1, 6).astype(int)
-        views = [torch.from_numpy(frames[pick]).to(tokenizer.device) for frames in (episode.main, episode.wrist)]
-        for shown in (views, [tokenizer.decode(tokenizer.encode(view)) for view in views]):
-            main, wrist = (view.cpu().numpy() for view in shown)
-            wrist = np.pad(wrist, ((0, 0), (0, main.shape[1] - wrist.shape[1]), (0, 0), (0, 0)))
-            rows.append(np.concatenate([*main, *wrist], 1))
-    return Image.fromarray(np.concatenate(rows).repeat(scale, 0).repeat(scale, 1))
+        pick = np.linspace(0, len(episode.state) - 1, SHOWN).astype(int)
+        real = {name: images[pick] for name, images in episode.images.items()}
+        again = {}
+        for name, images in real.items():
+            ids = tokenizer.encode(torch.from_numpy(images).to(tokenizer.device))
+            again[name] = tokenizer.decode(ids, name).cpu().numpy()
+        strips += [pictures.strip(real), pictures.strip(again)]
+    return pictures.stack(strips)
 
 
-def print_table(report: dict) -> None:
+def table(report: dict) -> str:
     """One line a figure, with its bound where it has one."""
+    lines = []
     for env_id, figures in report["figures"].items():
-        print(f"\n{env_id}")
-        kept = passes_gate(figures)
+        lines += ["", env_id]
         for name, value in figures.items():
-            bound = f"  gate {GATE[name]:g}: {'kept' if kept[name] else 'MISSED'}" if name in kept else ""
-            print(f"  {name:18s}{value:10.3f}{bound}")
+            bound = reconstruction.bound_of(name)
+            kept = "kept" if bound and bound.keeps(value) else "MISSED"
+            lines.append(f"  {name:24s}{value:10.3f}" + (f"  bound {bound.value:g}: {kept}" if bound else ""))
+    return "\n".join(lines)
 
 
 def run(config: TrainConfig) -> dict:
@@ -279,31 +308,38 @@ def run(config: TrainConfig) -> dict:
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     out = Path(config.out)
+    found = sources.open_sources({"data": config.data}, config.held_out)
+    training, held_out = sum(len(s.train) for s in found), held_out_names(found)
+    if not training:
+        raise EpisodeError(sources.why_nothing_to_train(found, config.held_out))
+    if not held_out:
+        tqdm.write(f"train_tokenizer: {sources.why_nothing_held_out(found, config.held_out)}", file=sys.stderr)
+    settings = {name: value for name, value in asdict(config).items() if name not in NOT_LEARNT}
+    made_from = fingerprint(settings, {}, [source.fingerprint() for source in found])
+    frames = load_frames(config, found)
+    tokenizer = ImageTokenizer(ImageConfig(frames.spec.cameras, **asdict(config.tokenizer))).to(device)
     out.mkdir(parents=True, exist_ok=True)
-    training, held_out = split_episodes(config)
-    frames = load_frames(config, training)
-    tokenizer = FrameTokenizer(config.tokenizer).to(device)
-    log = wandb.init(
-        project="nextstate", job_type="train_tokenizer", id=f"tokenizer-{out.resolve().name}", resume="allow",
-        mode=config.wandb, dir=str(out), config=asdict(config),
-    )  # fmt: skip
+    log = tracking.start("tokenizer", out, config.wandb, config)
     began = time.monotonic()
     with tqdm(total=config.steps, desc="training", unit="step") as bar:
-        for done, loss in train(config, tokenizer, frames, precision):
+        for done, loss in train(config, tokenizer, frames, precision, made_from):
             bar.update(done - bar.n)
             if done % 20 == 0 or done == config.steps:
                 bar.set_postfix(loss=f"{loss:.4f}")
                 log.log({"loss": loss, "learning_rate": learning_rate(config, done)}, step=done)
+    tokenizer.eval()
     seconds = time.monotonic() - began
-    report = {
-        "figures": evaluate(config, tokenizer, held_out), "gate": GATE, "config": asdict(config),
-        "episodes": {"train": len(training), "held_out": len(held_out)}, "frames": len(frames.main),
+    report = json.loads(to_json({
+        "figures": evaluate(config, tokenizer, found), "config": asdict(config),
+        "bounds": {"at_least": reconstruction.AT_LEAST, "at_most": reconstruction.AT_MOST},
+        "episodes": {"train": training, "held_out": len(held_out)}, "frames": len(frames),
         "training_seconds_this_run": round(seconds, 1),
-    }  # fmt: skip
+    }))  # fmt: skip
     first = {str(store.root): (store, name) for store, name in reversed(held_out)}
-    picture(tokenizer, [store.read(name) for store, name in first.values()]).save(out / "reconstruction.png")
+    if first:
+        picture(tokenizer, [store.read(name) for store, name in first.values()]).save(out / "reconstruction.png")
     tokenizer.save(out, report["figures"])
-    write_whole(out / "report.json", json.dumps(report, indent=1).encode())
+    write_json(out / "report.json", report)
     log.log(report["figures"])
     log.finish()
     return report
@@ -311,21 +347,18 @@ def run(config: TrainConfig) -> dict:
 
 def to_config(raw: DictConfig) -> TrainConfig:
     values = OmegaConf.to_container(raw, resolve=True)
-    tokenizer, augment = values.pop("tokenizer"), values.pop("augment")
-    return TrainConfig(
-        **{**values, "data": tuple(values["data"])},
-        tokenizer=FrameConfig(**{**tokenizer, "levels": tuple(tokenizer["levels"])}),
-        augment=Augmentation.from_dict(augment),
-    )
+    return from_settings(TrainConfig, {**values, "data": sources.as_folders(values["data"])})
 
 
 @hydra.main(version_base=None, config_path="../configs", config_name="train_tokenizer")
 def main(raw: DictConfig) -> None:
     try:
         report = run(to_config(raw))
-    except (EpisodeError, ValueError, OSError) as error:
+    except KeyboardInterrupt:
+        sys.exit("train_tokenizer: stopped; run the same command again to go on")
+    except (EpisodeError, FloatingPointError, ValueError, OSError) as error:
         sys.exit(f"train_tokenizer: {error}")
-    print_table(report)
+    print(table(report))
     print(f"\nwritten to {raw.out}")
 
 

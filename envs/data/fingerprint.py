@@ -42,6 +42,16 @@ def digest(of: Mapping[str, Any]) -> str:
     return hashlib.sha256(to_json({**of, "folders": folders}, sort_keys=True).encode()).hexdigest()
 
 
+def require_same(old: Mapping[str, Any] | None, new: Mapping[str, Any], place: str) -> None:
+    """ValueError that says what has changed since `place` was made; None is what a run of another version kept."""
+    changed = ["it was made by another version"] if old is None else differences(old, new)
+    if changed:
+        raise ValueError(
+            f"{place} was made from something else: {'; '.join(changed)}. Choose another `out`, or remove it to begin "
+            "anew"
+        )
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What has changed from one fingerprint to another, in words; empty where nothing has."""
     found = _settings(old["settings"], new["settings"])

@@ -2,13 +2,25 @@
 
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from agent.build import EnvConfig, PolicyConfig, RunConfig, load, make_env, make_envs, make_policy, require_expert
+from agent.build import (
+    EnvConfig,
+    PolicyConfig,
+    RunConfig,
+    load,
+    make_env,
+    make_envs,
+    make_objective,
+    make_policy,
+    require_expert,
+)
 from agent.planning.objective import Objective
 from agent.planning.planner import PlannerConfig
 from envs.data.settings import from_settings
@@ -124,3 +136,25 @@ def test_nobody_demonstrates():
     """Catches an AttributeError in a worker where an expert is needed and none is named."""
     with pytest.raises(ValueError, match="env.expert=module:Name"):
         require_expert(EnvConfig(id="tests.plugin.my_robot:Mark-v0", split="seen"), SPEC)
+
+
+class Nearest:
+    """Somebody's own objective: the state that comes nearest to a place."""
+
+    def __init__(self, spec, place):
+        self.spec, self.place = spec, place
+
+    def __call__(self, imagined, chunk):
+        return -(imagined.state[..., -1, 0] - self.place).abs()
+
+
+def test_an_objective_of_somebodys_own():
+    """Catches a search that can only seek what we thought of."""
+    settings = {"target": "tests.agent.test_build:Nearest", "place": 2.0}
+    with closing(make_envs(MARK)) as envs:
+        objective = make_objective(settings, envs, SPEC)
+        assert isinstance(make_objective({"uncertainty": 0.0}, envs, SPEC), Objective)
+        with pytest.raises(ValueError, match="objective.progress=0"):
+            make_objective({"progress": 1.0}, envs, SPEC)  # a foreign task says of no scene how far it has come
+    imagined = SimpleNamespace(state=torch.tensor([[[[1.5]], [[4.0]]]]))  # (R, N, H, P)
+    assert objective(imagined, 8).tolist() == [[-0.5, -2.0]] and objective.spec is SPEC

@@ -1,1 +1,1 @@
-"""What is taught and by which optimizers."""
+"""Training: what is read, what is taught, by which optimizers, and how a run is told and taken up again."""

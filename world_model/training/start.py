@@ -1,0 +1,58 @@
+"""What a new model is built with, and whether that fits the checkpoint that a training starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from world_model.model import ModelConfig
+from world_model.nn.transformer import TransformerConfig
+from world_model.training.loss import LossWeights
+
+SMALL = TransformerConfig(width=192, num_layers=4, num_heads=6, num_kv_heads=3, hidden=512)  # configs/model/S.yaml
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """configs/model/auto.yaml says what each of these means. None: as the checkpoint to start from has it, or else as
+    `ModelConfig` does, in the size S."""
+
+    weights: LossWeights
+    transformer: TransformerConfig | None = None
+    instruction: int | None = None
+    step_embed: bool | None = None
+    smoothing: float | None = None
+    factored: bool | None = None
+    copy_bias: float | None = None
+
+    def given(self) -> dict[str, Any]:
+        """What is not None."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+
+    def build(self) -> ModelConfig:
+        """For a new model."""
+        return ModelConfig(**{"transformer": SMALL, **self.given()})
+
+    def against(self, config: ModelConfig) -> dict[str, tuple[Any, Any]]:
+        """What was asked for and what a checkpoint's model has instead, by the setting's name; the weights of the loss
+        are no part of a model."""
+        asked = {name: value for name, value in self.given().items() if name != "weights"}
+        if self.transformer is not None:
+            del asked["transformer"]
+            asked |= {f"transformer.{name}": value for name, value in asdict(self.transformer).items()}
+        has = {**asdict(config), **{f"transformer.{k}": v for k, v in asdict(config.transformer).items()}}
+        return {f"model.{name}": (value, has[name]) for name, value in asked.items() if value != has[name]}
+
+
+def require_agreement(disagreements: Mapping[str, tuple[Any, Any]], start: str) -> None:
+    """ValueError where settings ask for another model than the checkpoint to start from is.
+
+    disagreements: setting -> what was asked for, what the checkpoint has.
+    """
+    if disagreements:
+        texts = [f"`{name}` is {asked}, the checkpoint has {has}" for name, (asked, has) in disagreements.items()]
+        raise ValueError(
+            f"a training from {start} goes on with its model and tokenizers: {'; '.join(texts)}. Leave these settings "
+            "out, or train without `start`"
+        )
