@@ -1,162 +1,262 @@
-"""What a decision and a simulated step cost: `python -m agent.bench [candidates=64] [device=cuda]`.
+"""What imagining, simulating, deciding and training cost: `python -m agent.bench [candidates=64] [device=cuda]`.
 
-The contestants take turns within one run, so that their ratios hold on a busy machine where seconds do not.
+The contestants of a part take turns within one run, so that their ratios hold on a busy machine where seconds do not.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import platform
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
+import matplotlib
 import numpy as np
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
-from agent.build import EnvConfig, from_settings, make_env
-from agent.launch.command import clear_errors, versions, write_whole
+from agent.benchmark import contestants
+from agent.benchmark.contestants import AUTOREGRESSIVE, AUTOREGRESSIVE_COPIES, FRAMES, PARALLEL, REREADING
+from agent.benchmark.timing import Contestant, take_turns
+from agent.build import EnvConfig, PolicyConfig, env_config, make_envs, make_expert, make_policy
+from agent.evaluation.provenance import checkpoint_identity, provenance
+from agent.launch.command import clear_errors, start
 from agent.launch.processes import ONE_THREAD
-from agent.planning.agent import ModelPolicy, PlanningPolicy
-from agent.planning.objective import Objective
-from agent.planning.planner import Planner, PlannerConfig
-from envs.types import MAIN_SIZE, STATE_DIM, WRIST_SIZE, Obs
+from agent.planning.policies import ModelPolicy
+from envs import preflight
+from envs.data.files import write_json
+from envs.data.settings import from_settings
+from envs.types import Episode
+from policies.rollout import rollout
+from world_model import checkpoint
+from world_model.metrics.windows import context, spread_by_episode
+from world_model.nn.device import choose_device, choose_precision
+from world_model.training.dataset import EpisodeDataset
 
-WITHOUT_DEADLINE = 3600.0  # seconds; a search that is cut short would look fast
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+Rows = dict[str, dict[str, Any]]
+PAIR = "S with 1024 vision ids: "  # begins the names of what is compared with `generate`
 
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """See configs/bench.yaml."""
+    """See configs/bench.yaml. tasks: short name -> environment, each with an expert."""
 
-    env: EnvConfig
+    tasks: Mapping[str, EnvConfig]
     checkpoint: str
     candidates: int
-    iterations: int
-    horizon: int
-    repeats: int
+    fewer: tuple[int, ...]
+    simulated: int
+    robots: tuple[int, ...]
+    windows: int
+    ahead: int
+    episodes: int
+    seed: int
+    batch: int
+    window: int
+    rounds: int
     threads: int
     device: str
+    precision: str
+    generate: bool
     out: str
 
+    def __post_init__(self) -> None:
+        counts = ("candidates", "simulated", "windows", "ahead", "episodes", "batch", "rounds", "threads")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if self.window < 2 or not self.tasks or not self.robots or min(*self.robots, *self.fewer, 1) < 1:
+            raise ValueError("`window` must be at least 2, `robots` and `fewer` at least 1 each, and `tasks` not empty")
+        if self.simulated > self.candidates:
+            raise ValueError(f"only {self.candidates} candidates can be simulated, got simulated={self.simulated}")
 
-def bench(cfg: BenchConfig) -> dict[str, Any]:
-    """Median seconds of every contestant, and the ratios that matter."""
-    torch.set_num_threads(cfg.threads)
-    acting = ModelPolicy.load(cfg.checkpoint, device=cfg.device)
-    search = PlannerConfig(cfg.candidates, cfg.iterations, cfg.horizon, deadline_s=WITHOUT_DEADLINE)
-    planning = PlanningPolicy(acting, Planner(search, Objective()))
-    model, rng = acting.model, np.random.default_rng(0)
 
-    def look() -> Obs:
-        """Noise: the cost of a decision does not depend on what is seen."""
-        views = [rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for size in (MAIN_SIZE, WRIST_SIZE)]
-        return Obs(*views, np.array([0, 0, 1, 0, 0, 0, 0.08], np.float32)[:STATE_DIM])
+def bench(config: BenchConfig) -> dict[str, Any]:
+    """All rows by part, the ratios that matter, and where they come from."""
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(0)
+    device = choose_device(config.device)
+    loaded = checkpoint.load(Path(config.checkpoint), device)
+    model = loaded.model
+    model.precision = choose_precision(config.precision, device)
+    acting = ModelPolicy(model, loaded.text, tuple(loaded.meta["instructions"]), chunk=loaded.actions.chunk)
+    episodes = _episodes(config)
+    dataset = EpisodeDataset.join([
+        EpisodeDataset.of(episode, model.layout, loaded.frames, loaded.actions, loaded.text) for episode in episodes
+    ])  # fmt: skip
 
-    state = acting.init(acting.known[0])
-    for _ in range(acting.chunk // acting.execute + 1):  # from here on the history is as long as it gets
-        _, state = acting.act(look(), state)
-    obs = look()
-    history = acting.history(acting.see(obs, state))
-    cache = model.prefill(history)
-    generator = torch.Generator().manual_seed(0)
-    chunks = model.propose(cache, cfg.candidates, 1.0, generator)
-    actions = chunks[:, None].repeat(1, cfg.horizon, 1, 1)
+    # One situation and what might be done in it: the cost does not depend on which.
+    situation = dataset.batch(spread_by_episode(dataset, 1, 2), 2).to(device)
+    cache, generator = context(model, situation), torch.Generator().manual_seed(0)
+    chunks = model.propose(cache, config.candidates, 1.0, [generator])  # (1, N, M, A)
+    actions = chunks[:, :, None].repeat(1, 1, 2, 1, 1)  # (1, N, 2, M, A)
 
-    def imagine_each_from_its_own_prefix() -> None:
-        model.imagine(model.prefill(*[history] * cfg.candidates), actions)
+    def turns(found: Mapping[str, Contestant], title: str) -> Rows:
+        return take_turns(found, config.rounds, device, title)
 
-    for name in ONE_THREAD:  # of the software renderer, which reads it when its context is made
-        os.environ[name] = str(cfg.threads)
-    env = make_env(cfg.env)
-    env.reset(seed=0)
-
-    def simulate() -> None:
-        """A chunk of small motions, every frame drawn."""
-        for _ in range(acting.chunk):
-            *_, terminated, truncated, _ = env.step(rng.uniform(-0.1, 0.1, env.action_space.shape).astype(np.float32))
-            if terminated or truncated:
-                env.reset(seed=0)
-
-    contestants: dict[str, Callable[[], object]] = {
-        "a decision without search": lambda: acting.act(obs, state),
-        "a decision with search": lambda: planning.act(obs, state),
-        "read the history": lambda: model.prefill(history),
-        "imagine, parallel": lambda: model.imagine(cache, actions),
-        "imagine, token by token": lambda: model.imagine(cache, actions, "causal"),
-        "read and imagine, one shared prefix": lambda: model.imagine(model.prefill(history), actions),
-        "read and imagine, a prefix each": imagine_each_from_its_own_prefix,
-        "simulate and draw a chunk": simulate,
+    decoding = turns(contestants.decoders(model, cache, actions[:, :, :1]), "decoding")
+    for decode, figures in contestants.quality(model, dataset, config.windows, config.ahead).items():
+        for name in decoding:
+            decoding[name] |= figures if name.startswith(decode) else {}
+    first = episodes[0]
+    step = min(len(first), acting.chunk) // acting.execute
+    seen = [first.obs(i * acting.execute) for i in range(step + 1)]
+    parts = {
+        "decoding": decoding,
+        "candidates": turns(contestants.fewer(model, cache, actions[:, :, :1], config.fewer), "fewer candidates"),
+        "horizon": turns(contestants.horizons(model, cache, actions), "horizon"),
+        "generate": _generate(config, model.spec, loaded.actions, device, turns) if config.generate else {},
+        "simulation": _simulation(config, chunks[0, : config.simulated].cpu().numpy(), turns),
+        "decisions": turns(contestants.decisions(acting, seen, config.robots), "decisions"),
     }
-    seconds = {name: [] for name in contestants}
-    with closing(env):
-        for repeat in tqdm(range(cfg.repeats + 1), unit="round"):
-            for name, run in contestants.items():
-                took = timed(run, model.device)
-                if repeat:  # the first round warms up
-                    seconds[name].append(took)
-    median = {name: float(np.median(values)) for name, values in seconds.items()}
+    batch = dataset.batch(spread_by_episode(dataset, config.batch, config.window), config.window).to(device)
+    parts["training"] = turns(contestants.training(model, batch), "training")
     return {
-        "settings": asdict(cfg), "device": str(model.device), "machine": platform.processor() or platform.machine(),
-        "parameters": sum(p.numel() for p in model.parameters()), "seconds": median,
-        "frames_per_second": acting.chunk / median["simulate and draw a chunk"],
-        "futures_per_second": cfg.candidates * cfg.horizon / median["imagine, parallel"],
-        "ratios": {
-            "token by token / parallel": median["imagine, token by token"] / median["imagine, parallel"],
-            "a prefix each / one shared": median["read and imagine, a prefix each"]
-            / median["read and imagine, one shared prefix"],
-            "with search / without": median["a decision with search"] / median["a decision without search"],
-            "simulated / imagined chunk": median["simulate and draw a chunk"]
-            / (median["imagine, parallel"] / cfg.candidates / cfg.horizon),
-        },
-        "versions": versions("torch", "numpy"),
+        "settings": asdict(config), "parameters": sum(p.numel() for p in model.parameters()),
+        "checkpoint": checkpoint_identity(config.checkpoint), "load_average": os.getloadavg(),
+        **{name: rows for name, rows in parts.items() if rows}, "ratios": ratios(parts),
+        "provenance": provenance(device, model.precision),
     }  # fmt: skip
 
 
-def timed(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, until the device is done."""
-    began = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+def _episodes(config: BenchConfig) -> list[Episode]:
+    """What a disturbed expert does in each task."""
+    episodes, seeds = [], range(config.seed, config.seed + config.episodes)
+    for task in config.tasks.values():
+        with closing(make_envs(task)) as envs:
+            expert = make_expert(task, envs.get_attr("robot_spec")[0])
+            policy = make_policy(PolicyConfig(name="perturbed" if expert else "random"), task, envs)
+            episodes += [run.episode for run in rollout(envs, policy, seeds, expert)]
+    return episodes
 
 
-def table(report: dict[str, Any]) -> str:
+def _simulation(config: BenchConfig, actions: np.ndarray, turns: Any) -> Rows:
+    rows: Rows = {}
+    for name, task in config.tasks.items():
+        with closing(make_envs(task)) as envs:
+            envs.reset(seed=[config.seed])
+            rows |= turns(contestants.simulators(envs.envs[0], actions, name), f"simulating {name}")
+    return rows
+
+
+def _generate(config: BenchConfig, spec: Any, tokenizer: Any, device: torch.device, turns: Any) -> Rows:
+    """The pair that `transformers` can run too; nothing, and a word about it, where it is not installed."""
+    try:
+        from agent.benchmark.generate import generators, random_model
+    except ModuleNotFoundError as error:
+        print(f"`generate` of transformers is left out: {error}")
+        return {}
+    model = random_model(spec, tokenizer).to(device)
+    model.precision = choose_precision(config.precision, device)
+    at, generator = model.layout, torch.Generator().manual_seed(0)
+    image = torch.randint(model.vocab.vision.size, (1, at.image_ids), generator=generator).to(device)
+    state = torch.randint(model.vocab.state.size, (1, at.state_dim), generator=generator).float().to(device)
+    drawn = torch.rand(1, config.candidates, 1, at.chunk_steps, len(spec.action), generator=generator)
+    actions = torch.from_numpy(spec.action_low) + drawn * torch.from_numpy(spec.action_high - spec.action_low)
+    instruction = at.instruction_ids(tuple(range(8)))[None].to(device)
+    cache = model.context(instruction, [(image, state)], [])
+    history = torch.cat([instruction, at.obs_ids(image, state)], dim=1)  # (1, L)
+    found = contestants.decoders(model, cache, actions, rereading=False)
+    theirs = generators(model, history, actions[0, :, 0])
+    found |= {f"generate of transformers, {name}": Contestant(run, config.candidates, FRAMES)
+              for name, run in theirs.items()}  # fmt: skip
+    rows = turns({PAIR + name: contestant for name, contestant in found.items()}, "generate")
+    imagined = model.imagine(cache, actions, "autoregressive")
+    ours = at.obs_ids(imagined.image_ids[0, :, 0], at.to_bins(imagined.state[0, :, 0]))
+    for name, run in theirs.items():
+        rows[f"{PAIR}generate of transformers, {name}"]["same_ids"] = (run() == ours).float().mean().item()
+    return rows
+
+
+def ratios(parts: Mapping[str, Rows]) -> dict[str, float]:
+    """What is more a second than what, and how many times. Of several ways to do the same, the fastest counts."""
+    rate = {name: row["per_second"] for rows in parts.values() for name, row in rows.items()}
+    seconds = {name: row["seconds"] for name, row in parts["horizon"].items()}
+    found = {f"{PARALLEL} / {other}": rate[PARALLEL] / rate[other]
+             for other in (AUTOREGRESSIVE, AUTOREGRESSIVE_COPIES, REREADING)}  # fmt: skip
+    theirs = [name for name in parts["generate"] if "generate of" in name]
+    if theirs:
+        best = max(theirs, key=rate.get)
+        found[f"{PAIR}{PARALLEL} / generate of transformers"] = rate[PAIR + PARALLEL] / rate[best]
+        found[f"{PAIR}autoregressive / generate of transformers"] = rate[PAIR + AUTOREGRESSIVE] / rate[best]
+    for name in parts["candidates"]:
+        if name.startswith(PARALLEL):
+            other = name.replace(PARALLEL, "autoregressive", 1)
+            found[f"{name} / {other}"] = rate[name] / rate[other]
+    found["seconds of horizon 2 / of horizon 1"] = seconds["horizon 2"] / seconds["horizon 1"]
+    for name in parts["simulation"]:
+        found[f"{PARALLEL} / {name}"] = rate[PARALLEL] / rate[name]
+    searches = [name for name in parts["decisions"] if name.startswith("with search")]
+    for name in searches[1:]:
+        found[f"decisions a second, {name} / {searches[0]}"] = rate[name] / rate[searches[0]]
+    found["training / the bare matrix products"] = rate["training"] / rate["training, the bare matrix products"]
+    return found
+
+
+def table(report: Mapping[str, Any]) -> str:
     """The report for a person."""
-    settings, millions = report["settings"], report["parameters"] / 1e6
-    search = f"{settings['iterations']} x {settings['candidates']} futures, {settings['horizon']} model step(s)"
-    rows = [
-        ("model", f"{millions:.1f}M parameters, {report['device']}, {settings['threads']} thread(s)"),
-        ("a search", search),
-        *((name, f"{1000 * value:.1f} ms") for name, value in report["seconds"].items()),
-        ("futures imagined", f"{report['futures_per_second']:.0f} model steps a second"),
-        (settings["env"]["name"], f"{report['frames_per_second']:.0f} control steps a second, both views drawn"),
-        *((name, f"{value:.1f} times") for name, value in report["ratios"].items()),
-    ]  # fmt: skip
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+    settings, made = report["settings"], report["provenance"]
+    lines = [
+        f"{report['parameters'] / 1e6:.1f}M parameters, {made['cpu']}, {made['device']}, {made['precision']}, "
+        f"{settings['threads']} thread(s), {settings['candidates']} candidates, load {report['load_average'][0]:.1f}"
+    ]
+    width = max(len(name) for part in PARTS for name in report.get(part, ()))
+    for part in PARTS:
+        for name, row in report.get(part, {}).items():
+            more = [f"{key} {value:.4g}" for key, value in row.items() if key not in TIMES]
+            lines.append(f"{name:<{width}}  {row['per_second']:10.1f} {row['unit']} a second   {', '.join(more)}")
+    lines += [f"{name:<{width}}  {value:10.2f} times" for name, value in report["ratios"].items()]
+    return "\n".join(lines)
+
+
+PARTS = ("decoding", "candidates", "horizon", "generate", "simulation", "decisions", "training")
+TIMES = ("seconds", "range", "per_second", "unit", "model_steps_ahead", "windows")
+
+
+def plot(report: Mapping[str, Any], path: Path) -> None:
+    """Each part's rows as bars."""
+    parts = [part for part in PARTS if part in report]
+    heights = [len(report[part]) + 1 for part in parts]
+    figure, axes = plt.subplots(len(parts), 1, figsize=(10, 0.42 * sum(heights)), height_ratios=heights, squeeze=False)
+    for axis, part in zip(axes.flat, parts, strict=True):
+        rows = report[part]
+        rates = [row["per_second"] for row in rows.values()]
+        bars = axis.barh(list(rows), rates, color="#3b6ea5")
+        axis.bar_label(bars, [f"{rate:.3g}" for rate in rates], padding=3)
+        unit = next(iter(rows.values()))["unit"]
+        axis.set(title=f"{part}: {unit} a second", xlim=(0, 1.15 * max(rates)))
+        axis.invert_yaxis()
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="bench")
 def main(cfg: DictConfig) -> None:
     with clear_errors():
+        preflight.require()
         raw = OmegaConf.to_container(cfg, resolve=True)
-        config = from_settings(BenchConfig, {**raw, "env": from_settings(EnvConfig, {**raw["env"], "split": "train"})})
+        tasks = {name: env_config({"env": env, "split": "train"}) for name, env in raw["tasks"].items()}
+        config = from_settings(BenchConfig, {**raw, "tasks": tasks})
+        for name in ONE_THREAD:  # of the software renderer, which reads it when its context is made
+            os.environ[name] = str(config.threads)
         report = bench(config)
-        path = Path(config.out) / "bench.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(report, indent=1) + "\n")
+        report["command"] = " ".join(["python -m agent.bench", *HydraConfig.get().overrides.task])
+        out = Path(config.out)
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "bench.json", report)
+        plot(report, out / "bench.png")
         print(table(report))
-        print(f"report: {path}")
+        print(f"written to {out}")
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

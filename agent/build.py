@@ -23,7 +23,7 @@ from policies.scripted.perturbed import Perturbed
 
 LEARNED = ("model", "planner")
 POLICIES = ("random", "play", "scripted", "perturbed", "branch", *LEARNED, "oracle", "plugin")
-MODEL_FREE = {"random": "policies.exploration:RandomPolicy", "play": "policies.exploration:Play"}
+MODEL_FREE = {"random": "policies.exploration:RandomPolicy", "play": "policies.scripted.play:Play"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from world_model.nn.transformer import Segment, serve
+from world_model.nn.transformer import KV, Segment, join, serve
 from world_model.tokens.layout import CAUSAL
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 def parallel(model: WorldModel, cache: Cache, codes: Sequence[Tensor | None], rows: int) -> Iterator[Imagination]:
     """Every id of the next observation at once, as an edit of this one. A pass commits the chunk and predicts what
     follows beside it; another commits what followed."""
-    at, kv, step = model.layout, cache.kv, cache.step[:, None]  # step (R, 1)
+    at, step = model.layout, cache.step[:, None]  # step (R, 1)
+    instruction, now = _instruction_and_now(model, cache)
+    past = (cache.kv,)  # what the next ids see; its parts are never copied into one
     image, state = serve(cache.image, rows), serve(cache.state, rows)  # (rows, K), (rows, P)
     segments = (Segment(at.chunk), Segment(at.next, (0,), causal=False))
     obs_slots, chunk_slots = model.step_slots[: at.obs], model.step_slots[at.obs :]
@@ -32,17 +34,17 @@ def parallel(model: WorldModel, cache: Cache, codes: Sequence[Tensor | None], ro
     done = None
     for code in codes:
         if done is not None:  # the next step sees the instruction and this step alone
-            before = kv.part(0, at.instruction).then(kv.part(len(kv) - at.obs, len(kv)), done).unmasked()
-            ids = at.obs_ids(image, state)
-            kv = before.then(model.remember(ids, obs_slots, CAUSAL, at.position_ids(obs_slots, step), before))
+            before = (instruction, now, done)
+            now = model.remember(at.obs_ids(image, state), obs_slots, CAUSAL, at.position_ids(obs_slots, step), before)
+            past = (*before, now)
         if code is None:
-            code = model.actions.encode(model.likeliest(model.read(replace(
-                cache, kv=kv, step=step[:, 0], image=image, state=state
-            ))), check=False)  # fmt: skip
+            there = replace(cache, kv=join(past, rows), step=step[:, 0], image=image, state=state)
+            code = model.actions.encode(model.likeliest(model.read(there)), check=False)
         ids = torch.cat([at.chunk_ids(code), at.next_ids(image, state)], dim=1)
         positions = [at.position_ids(chunk_slots, step), at.position_ids(model.next_slots, step + 1)]
-        hidden, new = model.run(ids, slots, model.chunk_next_types, torch.cat(positions, dim=1), segments, kv)
-        future = model.read_next(hidden[:, at.chunk :], image, state)
+        positions = torch.cat(positions, dim=1)
+        hidden, new = model.run(ids, slots, model.chunk_next_types, positions, segments, past, first=1)
+        future = model.read_next(hidden, image, state)
         yield replace(future, actions=model.actions.decode(code)[:, None])
 
         image, state = future.image_ids[:, 0], at.to_bins(future.state[:, 0])
@@ -52,25 +54,31 @@ def parallel(model: WorldModel, cache: Cache, codes: Sequence[Tensor | None], ro
 def autoregressive(
     model: WorldModel, cache: Cache, codes: Sequence[Tensor | None], rows: int
 ) -> Iterator[Imagination]:  # fmt: skip
-    """Every id after the one before, the likeliest each time: the slow reference."""
-    at, vocab, past, step = model.layout, model.vocab, cache.kv, cache.step[:, None]
-    instruction = past.part(0, at.instruction).unmasked()
-    now = past.part(len(past) - at.obs, len(past)).unmasked()
+    """Every id after the one before, the likeliest each time: the slow reference, but not slower than it must be. What
+    all candidates share is held once, and what is new is written to its place in memory that is there from the start.
+    """
+    at, vocab, step = model.layout, model.vocab, cache.step[:, None]
+    instruction, now = _instruction_and_now(model, cache)
+    past, shared, kept = (cache.kv,), join((instruction, now), now.rows), 0  # kept: ids of `own` from the step before
     before, marks, readout = serve(cache.image, rows), _marks(model), None
     chunk_slots = model.step_slots[at.obs :]
+    own = cache.kv.allocate(rows, at.step)
     for code in codes:
         if code is None:
             readout = readout or model.read(cache)
             code = model.actions.encode(model.likeliest(readout), check=False)
-        done = model.remember(at.chunk_ids(code), chunk_slots, CAUSAL, at.position_ids(chunk_slots, step), past)
-        past, step = instruction.then(now, done), step + 1
+        own.write(kept, model.remember(
+            at.chunk_ids(code), chunk_slots, CAUSAL, at.position_ids(chunk_slots, step), past
+        ))  # fmt: skip
+        start, step = kept + at.chunk, step + 1
 
         ids: list[Tensor] = [torch.full_like(code[:, :1], marks[0])]  # each (rows, 1)
         spread: list[Tensor] = []  # standard deviation of each dimension of the state, bins, (rows, 1)
         for slot in range(at.obs):
             here = model.step_slots[slot : slot + 1]
-            hidden, new = model.run(ids[slot], here, CAUSAL, at.position_ids(here, step), None, past)
-            past = past.then(new)
+            past = (shared, own.part(0, start + slot))
+            hidden, new = model.run(ids[slot], here, CAUSAL, at.position_ids(here, step), past=past)
+            own.write(start + slot, new)
             if slot + 1 == at.obs:
                 break
             if slot + 1 in marks:
@@ -81,17 +89,26 @@ def autoregressive(
                 spread.append(std_bin(logits.softmax(-1)))
             else:
                 ids.append(vocab.vision.encode(model.codes(hidden).best()))
-        now = past.part(len(past) - at.obs, len(past))
-        past = instruction.then(past.part(at.instruction, len(past)))
         written = torch.cat(ids, dim=1)  # (rows, obs)
         image = vocab.vision.decode(torch.cat([written[:, part] for part in at.cameras.values()], dim=1))
         state = vocab.state.decode(written[:, at.state]).float()
         state_std = torch.cat(spread, dim=1) if spread else state
-        readout = model.read(replace(cache, kv=past, step=step[:, 0], image=image, state=state))
+        past = (shared, own)
+        readout = model.read(replace(cache, kv=join(past, rows), step=step[:, 0], image=image, state=state))
         hidden = image.new_empty(*image.shape, 0)
         future = model.future(image, state, state_std, readout.belief, hidden, before)
         yield replace(future, actions=model.actions.decode(code)[:, None])
-        before = image
+
+        # The next step sees the instruction and this step alone; its chunk still sees the step before.
+        before, shared, kept = image, instruction, at.obs
+        now, own = own.part(start, start + at.obs), own.allocate(rows, at.obs + at.step)
+        own.write(0, now)
+
+
+def _instruction_and_now(model: WorldModel, cache: Cache) -> tuple[KV, KV]:
+    """The first and the last part of a cache, in which nothing is padding."""
+    at, kv = model.layout, cache.kv
+    return kv.part(0, at.instruction).unmasked(), kv.part(len(kv) - at.obs, len(kv)).unmasked()
 
 
 def std_bin(probs: Tensor) -> Tensor:

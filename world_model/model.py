@@ -33,6 +33,10 @@ from world_model.tokens.layout import ACT, CAUSAL, FLAGS, NEXT, Layout
 from world_model.tokens.vocab import Block, Vocab
 from world_model.training.loss import LossWeights
 
+# Candidates in a pass of parallel decoding on a CPU: what lies between the layers then stays in the processor's cache
+# and in memory that is used again, which makes 64 candidates a fifth faster.
+CPU_ROWS = 16
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -132,13 +136,6 @@ class Imagination:
 FIELDS = tuple(f.name for f in fields(Imagination))  # torch.compile does not read them from the class
 
 
-def inverse_cdf(probs: Tensor, uniform: Tensor, temperature: float) -> Tensor:
-    """One number for each of uniform (...) in [0, 1), from distributions (..., bins) sharpened by 1 / temperature."""
-    sharper = probs.double() ** (1 / temperature)
-    cdf = sharper.cumsum(-1)
-    return (cdf < uniform[..., None] * cdf[..., -1:]).sum(-1).clamp_max(probs.shape[-1] - 1)
-
-
 class WorldModel(nn.Module):
     """The transformer with what turns the world into ids and back. The image tokenizer is frozen.
 
@@ -190,7 +187,7 @@ class WorldModel(nn.Module):
 
     # ---------------------------------------------------------------------------------------------- reading
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def prefill(self, histories: Sequence[History]) -> Cache:
         """Read the histories of R robots in one pass; some may hold one step and others two."""
         lengths = [len(history.steps) for history in histories]
@@ -210,7 +207,7 @@ class WorldModel(nn.Module):
         has_past = None if min(lengths) == 2 else torch.tensor([n == 2 for n in lengths], device=self.device)
         return self.context(instruction, [before, now], [code], has_past)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def context(
         self, instruction: Tensor, observations: Sequence[tuple[Tensor, Tensor]], codes: Sequence[Tensor],
         has_past: Tensor | None = None,
@@ -235,7 +232,7 @@ class WorldModel(nn.Module):
             step, missing = has_past.long(), ~has_past[:, None]
             mask = ~(missing & (in_steps >= 0) & (in_steps < at.step))  # (R, L)
             positions = positions - at.step * (missing & (in_steps >= at.step))  # (R, L): now is their first step
-        return Cache(self.remember(ids, slots, CAUSAL, positions, None, mask), step, image, state)
+        return Cache(self.remember(ids, slots, CAUSAL, positions, mask=mask), step, image, state)
 
     def encode_observations(self, observations: Sequence[Observation]) -> tuple[Tensor, Tensor]:
         """Of R robots, one each -> image (R, K) local ids, state (R, P) bins. ValueError for what the spec is not."""
@@ -244,13 +241,13 @@ class WorldModel(nn.Module):
         image = torch.cat([self.frame_tokenizer.encode(each) for each in images], dim=1)
         return image, self.layout.to_bins(torch.from_numpy(seen.state)).to(self.device)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def read(self, cache: Cache) -> Readout:
         """What is believed now and how the expert would act, in one pass."""
         at = self.layout
         ids = at.act_ids(cache.kv.rows, device=self.device)
         positions = at.position_ids(self.act_slots, cache.step[:, None])
-        h, _ = self.run(ids, self.act_slots, ACT, positions, (Segment(at.act, causal=False),), cache.kv)
+        h, _ = self.run(ids, self.act_slots, ACT, positions, (Segment(at.act, causal=False),), (cache.kv,))
         belief_h, coefs_h, gripper_h = h.split([at.beliefs, at.num_coefs, at.num_grippers], dim=1)
         return Readout(
             belief=self._belief(belief_h),
@@ -258,7 +255,7 @@ class WorldModel(nn.Module):
             gripper=self.logits(gripper_h, self.vocab.gripper).softmax(-1),
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def propose(
         self, cache: Cache, n: int, temperature: float = 1.0, generators: Sequence[torch.Generator] | None = None
     ) -> Tensor:
@@ -266,7 +263,7 @@ class WorldModel(nn.Module):
 
         temperature: 0 repeats the likeliest. generators: a CPU one for each robot.
         """
-        rows = cache.kv.rows
+        at, rows = self.layout, cache.kv.rows
         if n < 1 or (generators is not None and len(generators) != rows):
             raise ValueError(
                 f"propose at least one chunk, with one generator for each of {rows} robots, got n={n} and "
@@ -276,28 +273,31 @@ class WorldModel(nn.Module):
         best = self.likeliest(readout)[:, None]  # (R, 1, M, A)
         if n == 1 or temperature <= 0:
             return best.repeat(1, n, 1, 1)
-        uniform = torch.stack([torch.rand(n - 1, self.actions.num_ids, generator=each) for each in generators])
-        draw = self._draw_jointly if os.environ.get("JOINT") else self._draw_marginals
-        codes = draw(cache, readout, uniform.to(self.device), temperature)
-        return torch.cat([best, self.actions.decode(codes)], dim=1)
+        # Only random numbers come from the CPU; what is drawn with them is what `torch.multinomial` would draw there.
+        noise = torch.stack([
+            torch.rand(at.num_action_ids, n - 1, dtype=torch.float64, generator=generator)
+            for generator in generators or [None] * rows
+        ]).to(self.device)  # (R, Ka, n - 1)
+        if os.environ.get("JOINT"):
+            return torch.cat([best, self.actions.decode(self._draw_jointly(cache, noise, temperature))], dim=1)
+        parts = zip((readout.coefs, readout.gripper), noise.split([at.num_coefs, at.num_grippers], dim=1), strict=True)
+        drawn = torch.cat([_draw(probs, share, temperature) for probs, share in parts], dim=1)  # (R, Ka, n - 1)
+        return torch.cat([best, self.actions.decode(drawn.transpose(1, 2))], dim=1)
 
-    def _draw_marginals(self, cache: Cache, readout: Readout, uniform: Tensor, temperature: float) -> Tensor:
-        """uniform (R, n, Ka) in [0, 1) -> codes (R, n, Ka), each id drawn from its own distribution."""
-        coefs = inverse_cdf(readout.coefs[:, None], uniform[..., : self.layout.num_coefs], temperature)
-        gripper = inverse_cdf(readout.gripper[:, None], uniform[..., self.layout.num_coefs :], temperature)
-        return torch.cat([coefs, gripper], dim=-1)
-
-    def _draw_jointly(self, cache: Cache, readout: Readout, uniform: Tensor, temperature: float) -> Tensor:
-        """uniform (R, n, Ka) in [0, 1) -> codes (R, n, Ka), one id after the other."""
-        at, (robots, n, count) = self.layout, uniform.shape
-        past, ids, codes = cache.kv, uniform.new_full((robots * n, 1), self.vocab.marks.boa, dtype=torch.int64), []
+    def _draw_jointly(self, cache: Cache, noise: Tensor, temperature: float) -> Tensor:
+        """noise (R, Ka, n) in [0, 1) -> codes (R, n, Ka), one id after the other."""
+        at, (robots, count, n) = self.layout, noise.shape
+        past, codes = cache.kv, []
+        ids = torch.full((robots * n, 1), self.vocab.marks.boa, device=self.device)
         for i in range(count):
             here = self.step_slots[at.obs + i : at.obs + i + 1]
             h, new = self.run(ids, here, CAUSAL, at.position_ids(here, cache.step[:, None]), None, past)
             past = past.then(new)
             block = self.vocab.action if i < at.num_coefs else self.vocab.gripper
-            probs = self.logits(h, block).softmax(-1)  # (R n, 1, ids)
-            codes.append(inverse_cdf(probs, uniform[..., i].reshape(-1, 1), temperature))
+            probs = self.logits(h, block).softmax(-1)[:, 0].double() ** (1 / temperature)  # (R n, ids)
+            cdf = probs.cumsum(-1)
+            drawn = (cdf < noise[:, i].reshape(-1, 1) * cdf[:, -1:]).sum(-1, keepdim=True)
+            codes.append(drawn.clamp_max(probs.shape[-1] - 1))
             ids = block.encode(codes[-1])
         return torch.cat(codes, dim=1).unflatten(0, (robots, n))
 
@@ -305,7 +305,7 @@ class WorldModel(nn.Module):
         """(R, M, A) f32, the chunk that is proposed first."""
         return self.actions.decode_median(readout.coefs, readout.gripper)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def imagine(self, cache: Cache, actions: Tensor, decode: str = "parallel", follow: int = 0) -> Imagination:
         """What N sequences of H chunks of each of R robots lead to.
 
@@ -323,12 +323,17 @@ class WorldModel(nn.Module):
         if decode not in decoders:
             raise ValueError(f"decode must be one of {', '.join(decoders)}, got {decode!r}")
         actions = actions.to(self.device, torch.float32)
-        codes = [*self.actions.encode(actions.flatten(0, 1), check=False).unbind(1), *[None] * follow]
-        steps = list(decoders[decode](self, cache, codes, robots * candidates))
-        joined = {
-            name: torch.cat([getattr(step, name) for step in steps], dim=1).unflatten(0, (robots, candidates))
-            for name in FIELDS
-        }
+        codes = self.actions.encode(actions, check=False)  # (R, N, H, Ka)
+        together = max(1, CPU_ROWS // robots) if decode == "parallel" and self.device.type == "cpu" else candidates
+        blocks = []
+        for block in codes.split(together, dim=1):
+            chunks = [*block.flatten(0, 1).unbind(1), *[None] * follow]
+            steps = list(decoders[decode](self, cache, chunks, block.shape[0] * block.shape[1]))
+            blocks.append({
+                name: torch.cat([getattr(step, name) for step in steps], dim=1).unflatten(0, block.shape[:2])
+                for name in FIELDS
+            })  # fmt: skip
+        joined = {name: torch.cat([block[name] for block in blocks], dim=1) for name in blocks[0]}
         # A step takes the one before for a fact, so its own uncertainty leaves out how wrong that was: variances add.
         joined["uncertainty"] = joined["uncertainty"].square().cumsum(2).sqrt()
         joined["actions"] = torch.cat([actions, joined["actions"][:, :, horizon:]], dim=2)
@@ -393,7 +398,7 @@ class WorldModel(nn.Module):
         """Local ids (..., K) of all cameras -> each camera's images (..., h, w, 3) u8."""
         return self.frame_tokenizer.decode_all(ids.to(self.device))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode_frames(self, imagination: Imagination, rows: Tensor | slice = slice(None)) -> dict[str, Tensor]:
         """Images of some of one robot's futures, (N, H, ...) as `imagination[robot]` has them, from the mean latent
         under each id's distribution -> each camera's (n, H, h, w, 3) u8."""
@@ -418,22 +423,21 @@ class WorldModel(nn.Module):
 
     def run(
         self, ids: Tensor, slots: Tensor, token_types: Tensor | int, positions: Tensor,
-        segments: tuple[Segment, ...] | None = None, past: KV | None = None,
+        segments: tuple[Segment, ...] | None = None, past: Sequence[KV] = (), mask: Tensor | None = None,
+        first: int = 0,
     ) -> tuple[Tensor, KV]:  # fmt: skip
         """ids (B, L) with their slots and token types, as `_embed` takes them -> hidden states (B, L, width), new keys
-        and values; positions, segments and past as in `Transformer.forward`."""
+        and values; the others as in `Transformer.forward`."""
         with self.autocast():
             x = self._embed(ids, slots, token_types)
-            return self.transformer(x, positions.to(ids.device), segments, past)
+            return self.transformer(x, positions.to(ids.device), segments, past, mask, first)
 
     def remember(
-        self, ids: Tensor, slots: Tensor, token_types: Tensor | int, positions: Tensor, past: KV | None = None,
+        self, ids: Tensor, slots: Tensor, token_types: Tensor | int, positions: Tensor, past: Sequence[KV] = (),
         mask: Tensor | None = None,
     ) -> KV:  # fmt: skip
-        """The keys and values of one causal segment, as `run` gives them but cheaper; mask: (B, L) bool, False for
-        padding."""
-        with self.autocast():
-            return self.transformer.remember(self._embed(ids, slots, token_types), positions, past, mask)
+        """The keys and values of one causal segment, as `run` gives them but cheaper: no hidden state is read."""
+        return self.run(ids, slots, token_types, positions, past=past, mask=mask, first=1)[1]
 
     def logits(self, h: Tensor, block: Block) -> Tensor:
         """h (..., width) -> (..., size) f32 over the ids of a block other than the vision block, in local order."""
@@ -450,6 +454,13 @@ class WorldModel(nn.Module):
     def autocast(self) -> Iterator[None]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             yield
+
+
+def _draw(probs: Tensor, noise: Tensor, temperature: float) -> Tensor:
+    """Ids (..., n) from distributions (..., V) made sharper by a temperature below 1; noise (..., n) in [0, 1)."""
+    cumulative = (probs.double() ** (1 / temperature)).cumsum(-1)
+    cumulative = cumulative / cumulative[..., -1:]
+    return torch.searchsorted(cumulative, noise.contiguous()).clamp_max(probs.shape[-1] - 1)
 
 
 def _check_parts(spec: Spec, vocab: Vocab, frames: ImageTokenizer, actions: ActionTokenizer) -> None:

@@ -8,22 +8,19 @@ folder to act with.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
 import math
 import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import hydra
 import numpy as np
-import safetensors.torch
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -31,28 +28,21 @@ from tqdm import tqdm
 
 from envs.data.augmentation import Augmentation
 from envs.data.files import to_json, write_json
-from envs.data.fingerprint import digest, fingerprint, require_same
+from envs.data.fingerprint import digest, require_same
 from envs.data.settings import from_settings
 from envs.data.store import EpisodeError
-from envs.types import Episode, Spec
 from world_model import checkpoint
-from world_model.checkpoint import CheckpointError, Loaded
+from world_model.checkpoint import CheckpointError
 from world_model.metrics import held_out, pictures, windows
 from world_model.model import WorldModel
 from world_model.nn.device import choose_device, choose_precision
-from world_model.tokens.actions import ActionTokenizer
-from world_model.tokens.images import ImageTokenizer, TokenizerError
-from world_model.tokens.text import TextTokenizer
-from world_model.tokens.vocab import Vocab
+from world_model.tokens.images import TokenizerError
 from world_model.training import sources, tracking
-from world_model.training.dataset import EpisodeDataset, chunks, common_spec, fit_ranges
 from world_model.training.loss import batch_losses
 from world_model.training.optimizers import MuonAdamW
-from world_model.training.sources import Source
-from world_model.training.start import ModelSettings, require_agreement
+from world_model.training.preparation import Data, prepare
+from world_model.training.start import ModelSettings
 
-CHUNK, TEXT_SIZE, DISCOUNT, TOKENIZER = 8, 320, 0.997, "outputs/tokenizer"  # where neither a setting nor `start` says
-OUTSIDE = 0.001  # share of a state dimension's values beyond its range that is worth a warning
 # Settings that change nothing about what is learnt, and those that name what the fingerprint tells by its content.
 NOT_LEARNT = ("out", "measured_windows", "log_every", "loss_every", "checkpoint_seconds", "threads", "precision",
               "device", "wandb")  # fmt: skip
@@ -124,147 +114,13 @@ class TrainConfig:
         """By the setting that names them, in the order in which they are read."""
         return {"data": self.data, "unlabelled": self.unlabelled, "on_policy": self.on_policy}
 
-
-# -------------------------------------------------------------------------------------------------- data
-
-
-@dataclass(frozen=True)
-class Data:
-    """Tokenized episodes and the tokenizers that were made from the training ones.
-
-    held_out: None where no episode is. about: for the checkpoint's meta. fingerprint: of all that the training is made
-    from. notes: what a person should know before it begins.
-    """
-
-    train: EpisodeDataset
-    held_out: EpisodeDataset | None
-    model: WorldModel
-    text: TextTokenizer
-    about: dict
-    fingerprint: dict
-    notes: tuple[str, ...] = ()
+    @property
+    def learnt(self) -> dict:
+        """The settings that a half-finished run must share with the one that takes it up."""
+        return {name: value for name, value in asdict(self).items() if name not in (*NOT_LEARNT, *BY_CONTENT)}
 
 
-def prepare(config: TrainConfig, device: torch.device) -> Data:
-    """Read every episode once, fit the text and action tokenizers on the training ones, build the model; or take
-    all of these from the checkpoint to start from."""
-    begin = checkpoint.load(config.start, device) if config.start else None
-    found = sources.open_sources(config.folders, config.held_out)
-    training, testing = ([(source, e) for source in found for e in _labels(source, held)] for held in (False, True))
-    if not training:
-        raise EpisodeError(sources.why_nothing_to_train(found, config.held_out))
-    spec = common_spec([(e.spec, str(source.store.root)) for source, e in training + testing])
-    episodes, tests = [e for _, e in training], [e for _, e in testing]
-
-    if begin:
-        spec = _agreed(config, begin, spec)
-        frames = begin.frames
-        if config.tokenizer and _content(frames) != _content(frame_tokenizer(config.tokenizer, device)):
-            require_agreement({"tokenizer": (config.tokenizer, "another image tokenizer")}, config.start)
-        model, text, actions, discount = begin.model, begin.text, begin.actions, begin.meta["discount"]
-        # What counts is this training's to say.
-        model.config = replace(model.config, weights=config.model.weights)
-    else:
-        spec, chunk = fit_ranges(spec, [e.state for e in episodes]), config.chunk or CHUNK
-        frames, discount = frame_tokenizer(config.tokenizer or TOKENIZER, device), config.discount or DISCOUNT
-        if frames.config.cameras != spec.cameras:
-            raise ValueError(
-                f"the image tokenizer {config.tokenizer or TOKENIZER} is of the cameras {_cameras(frames.config)}, the "
-                f"episodes of {_cameras(spec)}: train one on these episodes"
-            )
-        words = [t for e in episodes for t in (e.instruction, *e.subtask_names)]
-        text = TextTokenizer.train(words, config.text_size or TEXT_SIZE)
-        coefs = None if config.coefs == "auto" else config.coefs
-        actions = ActionTokenizer.fit(sample_chunks(episodes, chunk), spec, coefs)
-        vocab = Vocab.native(text.size, frames.vision_size, len(spec.cameras), actions.chunk)
-        text = text.within(vocab.text)
-        torch.manual_seed(config.seed)
-        model = WorldModel(config.model.build(), spec, vocab, frames, actions).to(device)
-    train, test = (
-        EpisodeDataset.join([EpisodeDataset.of(e, model.layout, frames, actions, text, discount) for e in side])
-        if side else None
-        for side in (episodes, tests)
-    )  # fmt: skip
-    if not windows.longest(train):
-        raise ValueError(f"`chunk` is {actions.chunk} control steps, longer than any of the episodes")
-    about = {
-        "instructions": sorted({e.instruction for e in episodes}), "env_ids": sorted({e.env_id for e in episodes}),
-        "episodes": {"train": len(episodes), "held_out": len(tests)}, "control_steps": len(train),
-        "discount": discount,
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy", "safetensors")},
-    }  # fmt: skip
-    settings = {k: v for k, v in asdict(config).items() if k not in (*NOT_LEARNT, *BY_CONTENT)}
-    files = {"tokenizer": _content(frames), **({"start": begin.sha256} if begin else {})}
-    made_from = fingerprint(settings, files, [source.fingerprint() for source in found])
-    return Data(train, test, model, text, about, made_from, tuple(_notes(config, spec, found, train, test)))
-
-
-def _labels(source: Source, held_out: bool) -> list[Episode]:
-    """The episodes of one side, with the labels that this source is to teach."""
-    read = list(source.each(held_out))
-    return read if source.role == "data" else [without_expert(e, valued=source.role == "on_policy") for e in read]
-
-
-def _agreed(config: TrainConfig, begin: Loaded, spec: Spec) -> Spec:
-    """The checkpoint's spec. ValueError where it is of another robot, or where settings ask for another model."""
-    begin.spec.require(spec, f"the checkpoint {config.start}", f"the episodes of {', '.join(config.data)}")
-    asked = {
-        "chunk": (config.chunk, begin.actions.chunk), "discount": (config.discount, begin.meta["discount"]),
-        "coefs": (None if config.coefs == "auto" else config.coefs, begin.actions.coefs),
-    }  # fmt: skip
-    wrong = {name: pair for name, pair in asked.items() if pair[0] is not None and pair[0] != pair[1]}
-    if config.text_size is not None and begin.text.size > config.text_size:
-        wrong["text_size"] = (config.text_size, begin.text.size)
-    require_agreement({**wrong, **config.model.against(begin.model.config)}, config.start)
-    return begin.spec
-
-
-def _notes(
-    config: TrainConfig, spec: Spec, found: list[Source], train: EpisodeDataset, test: EpisodeDataset | None
-) -> Iterator[str]:
-    if test is None:
-        yield sources.why_nothing_held_out(found, config.held_out)
-    if config.augment.shift and (why := config.augment.cannot_shift(spec)):
-        yield f"the scene stays where it is, `augment.shift` or not: {why}"
-    for side, dataset in (("training", train), ("held-out", test)):
-        for name, share in (dataset.outside() if dataset else {}).items():
-            if share > OUTSIDE:
-                yield (
-                    f"{share:.2%} of the values of the state `{name}` in {side} episodes leave its range, and are read "
-                    "as its ends"
-                )
-
-
-def _cameras(of: Spec | object) -> str:
-    return ", ".join(f"{camera.name} {camera.height} x {camera.width}" for camera in of.cameras)
-
-
-def _content(frames: ImageTokenizer) -> str:
-    """sha256 of an image tokenizer, the same within a checkpoint and beside it."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in frames.state_dict().items()}
-    config = to_json(asdict(frames.config), sort_keys=True).encode()
-    return hashlib.sha256(config + safetensors.torch.save(weights)).hexdigest()
-
-
-def frame_tokenizer(folder: str, device: torch.device) -> ImageTokenizer:
-    """What `train_tokenizer` wrote, or the one within a checkpoint."""
-    if (Path(folder) / "manifest.json").exists():
-        return checkpoint.load(folder, device).frames
-    return ImageTokenizer.load(folder, device)
-
-
-def without_expert(episode: Episode, valued: bool) -> Episode:
-    """What followed which action can still be learnt from it, but no longer what an expert would have done; nor what
-    it is worth to be there, unless it is an attempt of the model's own (`valued`): others may go on better or worse."""
-    off_task = episode.off_task_steps if valued else len(episode)
-    return replace(episode, expert=np.full_like(episode.expert, np.nan), off_task_steps=off_task)
-
-
-def sample_chunks(episodes: list[Episode], chunk: int, most: int = 50_000) -> torch.Tensor:
-    """Executed and advised chunks (n, M, A) to fit the action bins on."""
-    every = [chunks(a, chunk, e.spec)[:-1] for e in episodes for a in (e.action, e.expert)]
-    found = np.concatenate([c[np.isfinite(c).all((1, 2))] for c in every])
-    return torch.from_numpy(found[:: max(1, len(found) // most)])
+# -------------------------------------------------------------------------------------------------- training
 
 
 def batch_starts(config: TrainConfig, rows: int, step: int) -> np.ndarray:
@@ -276,9 +132,6 @@ def batch_starts(config: TrainConfig, rows: int, step: int) -> np.ndarray:
 @lru_cache(maxsize=2)
 def _shuffled(rows: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(rows)
-
-
-# -------------------------------------------------------------------------------------------------- training
 
 
 def make_optimizer(config: TrainConfig, model: WorldModel) -> MuonAdamW:
@@ -412,14 +265,24 @@ def run(config: TrainConfig) -> dict:
     if steps > 1:
         pictures.imagined(model, data.held_out).save(out / "imagined.png")
     write_json(out / "metrics.json", figures)
-    meta = checkpoint.load(checkpoint.last(out)).meta
-    training = {**meta["training"], "fingerprint": digest(data.fingerprint)}
-    checkpoint.save(
-        out / "checkpoint", model, data.text, {**meta, "training": training, "figures": figures}, replace=True
-    )
+    finish(out, data, figures)
     log.log({f"final/{k}": v for k, v in figures.items() if isinstance(v, int | float)})
     log.finish()
     return figures
+
+
+def finish(out: Path, data: Data, figures: dict) -> None:
+    """Write the checkpoint to act with. One that this very training wrote before stays as it is: what was made from it
+    tells it by its content."""
+    meta, folder = checkpoint.load(checkpoint.last(out)).meta, out / "checkpoint"
+    training = {**meta["training"], "fingerprint": digest(data.fingerprint)}
+    try:
+        if folder.exists() and checkpoint.load(folder).meta.get("training") == training:
+            return
+    except CheckpointError as error:
+        tqdm.write(f"train: {error}. It is written again", file=sys.stderr)
+    meta = {**meta, "training": training, "figures": figures}
+    checkpoint.save(folder, data.model, data.text, meta, replace=True)
 
 
 def measure(config: TrainConfig, data: Data, steps: int) -> dict:
@@ -440,7 +303,8 @@ def measure(config: TrainConfig, data: Data, steps: int) -> dict:
 
 def summary(progress: Progress, losses: dict[str, float], found: dict[str, float]) -> str:
     names = ("next_image", "next_state", "expert_action", "value")
-    shown = "  ".join(f"{name} {losses[name]:.3f}/{found[f'{name}_nats']:.3f}" for name in names if name in losses)
+    both = {name: (losses[name], found[f"{name}_nats"]) for name in names if f"{name}_nats" in found}
+    shown = "  ".join(f"{name} {trained:.3f}/{unseen:.3f}" for name, (trained, unseen) in both.items())
     shuffled = found["next_image_nats_shuffled"]
     return f"step {progress.step:6d}  trained/held out: {shown}  next_image, shuffled actions {shuffled:.3f}"
 

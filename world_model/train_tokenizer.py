@@ -290,12 +290,13 @@ def picture(tokenizer: ImageTokenizer, episodes: list[Episode]) -> Image.Image:
 
 
 def table(report: dict) -> str:
-    """One line a figure, with its bound where it has one."""
-    lines = []
+    """One line a figure, with its bound where it has one. A camera that moves with the hand has none: hardly anything
+    in its images is still."""
+    lines, attached = [], tuple(f"{name}_" for name in report["config"]["augment"]["attached"])
     for env_id, figures in report["figures"].items():
         lines += ["", env_id]
         for name, value in figures.items():
-            bound = reconstruction.bound_of(name)
+            bound = None if name.startswith(attached) else reconstruction.bound_of(name)
             kept = "kept" if bound and bound.keeps(value) else "MISSED"
             lines.append(f"  {name:24s}{value:10.3f}" + (f"  bound {bound.value:g}: {kept}" if bound else ""))
     return "\n".join(lines)

@@ -11,13 +11,22 @@ import pytest
 import torch
 
 from envs.data.augmentation import Augmentation
-from envs.data.camera import Camera
+from envs.data.camera import CameraPose
+from envs.data.split import is_held_out
 from envs.data.store import EpisodeError, EpisodeStore
+from envs.sim.table import SPEC, TABLE_HEIGHT
 from envs.types import Episode
-from world_model import train_tokenizer as verb
-from world_model.tokens.images import FrameConfig, FrameTokenizer
+from tests.robots import ARM, HANDS, made_up
+from world_model import train_tokenizer as command
+from world_model.tokens.images import ImageTokenizer
+from world_model.training.sources import open_sources
 
 STEPS = 12
+POSE = CameraPose((0.50, 0.0, 1.42), (0.03, 0.0, 0.83), 38.0)
+AUGMENT = Augmentation(shift=0.04, poses={"main": POSE}, attached=("wrist",), ground=TABLE_HEIGHT)
+SEEDS = range(6)
+HELD = [seed for seed in SEEDS if is_held_out(seed, 3)]
+NOTHING = {"settings": {}, "files": {}, "folders": []}
 
 
 def painted(seed: int) -> Episode:
@@ -27,62 +36,68 @@ def painted(seed: int) -> Episode:
     main, keypoints = np.stack([table] * (STEPS + 1)), np.full((STEPS + 1, 4, 3), np.nan, np.float32)
     for step in range(STEPS + 1):
         keypoints[step, 0] = 0.0, -0.05 + 0.008 * step, 0.82
-        row, column = Camera().project(keypoints[step, 0]).round().astype(int)
+        row, column = POSE.project(keypoints[step, 0], 64, 64).round().astype(int)
         main[step, row - 2 : row + 3, column - 2 : column + 3] = 210, 40, 30
     return Episode(
-        main=main, wrist=main[:, 16:48, 16:48].copy(), state=np.zeros((STEPS + 1, 7), np.float32),
+        images={"main": main, "wrist": main[:, 16:48, 16:48].copy()}, state=np.zeros((STEPS + 1, 7), np.float32),
         action=np.zeros((STEPS, 7), np.float32), expert=np.zeros((STEPS, 7), np.float32),
         reward=np.zeros(STEPS, np.float32), success=np.zeros(STEPS + 1, bool),
         progress=np.zeros(STEPS + 1, np.float32), keypoints=keypoints, held=np.full(STEPS + 1, -1, np.int8),
         subtask=np.zeros(STEPS, np.int16), subtask_names=("wait",), instruction="lift the cube",
-        env_id="painted", seed=seed,
+        env_id="painted", seed=seed, spec=SPEC,
     )  # fmt: skip
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> verb.TrainConfig:
+def config(tmp_path: Path) -> command.TrainConfig:
     store = EpisodeStore(tmp_path / "data")
-    for seed in range(5):
+    for seed in SEEDS:
         store.write(painted(seed), f"{seed:03d}")
-    return verb.TrainConfig(
+    return command.TrainConfig(
         data=(str(tmp_path / "data"),), out=str(tmp_path / "out"),
-        tokenizer=FrameConfig(levels=(5, 4, 4), width=16, encoder_blocks=1, decoder_blocks=1), augment=Augmentation(),
-        steps=8, batch=4, learning_rate=3e-3, warmup=2, frames_per_episode=6, held_out=5, motion_weight=3.0,
+        tokenizer=command.TokenizerSettings((5, 4, 4), 16, 1, 1), augment=AUGMENT,
+        steps=8, batch=4, learning_rate=3e-3, warmup=2, frames_per_episode=6, held_out=3, motion_weight=3.0,
         object_weight=6.0, object_radius=4.5, measured_episodes=2,
         checkpoint_seconds=0.0, seed=0, threads=1,
         precision="fp32", device="auto", wandb="disabled",
     )  # fmt: skip
 
 
-def test_it_learns_and_writes_what_it_promises(config: verb.TrainConfig):
+def test_it_learns_and_writes_what_it_promises(config: command.TrainConfig):
     """Catches a training that does not train, and outputs that cannot be loaded again."""
     config = replace(config, steps=150, checkpoint_seconds=60.0)
-    report = verb.run(config)
+    report = command.run(config)
     out = Path(config.out)
     figures = report["figures"]["painted"]
     # the best single colour a patch reaches about 21 dB here; untrained it is under 10
-    assert figures["psnr"] > 18 and figures["still_kept"] > 0.9 and figures["cube_lost_frames"] > 0
+    assert figures["main_psnr"] > 18 and figures["main_still_kept"] > 0.9 and figures["main_object_lost_images"] > 0
     assert json.loads((out / "report.json").read_text())["figures"] == report["figures"]
     assert (out / "reconstruction.png").stat().st_size > 1000
-    assert FrameTokenizer.load(out).config == config.tokenizer
-    verb.print_table(report)
+    loaded = ImageTokenizer.load(out).config
+    assert loaded.cameras == SPEC.cameras and (loaded.levels, loaded.width) == ((5, 4, 4), 16)
+    lines = {line.split()[0]: line for line in command.table(report).splitlines() if line.startswith("  ")}
+    assert "MISSED" in lines["main_psnr"] and "kept" in lines["main_object_lost"] + lines["main_still_kept"]
+    assert "bound" not in lines["wrist_still_kept"], "a camera that moves with the hand"
+    assert report["episodes"] == {"train": len(SEEDS) - len(HELD), "held_out": len(HELD)}
 
 
-def test_resuming_equals_never_having_stopped(config: verb.TrainConfig, tmp_path: Path):
+def test_resuming_equals_never_having_stopped(config: command.TrainConfig, tmp_path: Path):
     """Catches lost optimizer state or another order of the data after an interruption."""
-    episodes, _ = verb.split_episodes(config)
-    frames = verb.load_frames(config, episodes)
+    frames = command.load_frames(config, open_sources({"data": config.data}, config.held_out))
+
+    def fresh() -> ImageTokenizer:
+        return ImageTokenizer(command.ImageConfig(SPEC.cameras, (5, 4, 4), 16, 1, 1))
 
     def trained(where: str, stop_after: tuple[int, ...]) -> dict[str, torch.Tensor]:
         here = replace(config, out=str(tmp_path / where))
         Path(here.out).mkdir()
         for limit in stop_after:
             torch.manual_seed(limit)  # whatever a new process starts from must not matter
-            tokenizer = FrameTokenizer(config.tokenizer)
+            tokenizer = fresh()
             if where == "whole" or limit == stop_after[0]:
                 torch.manual_seed(0)
-                tokenizer = FrameTokenizer(config.tokenizer)
-            for done, _ in verb.train(here, tokenizer, frames, torch.float32):
+                tokenizer = fresh()
+            for done, _ in command.train(here, tokenizer, frames, torch.float32, NOTHING):
                 if done == limit:
                     break
         return tokenizer.state_dict()
@@ -91,40 +106,92 @@ def test_resuming_equals_never_having_stopped(config: verb.TrainConfig, tmp_path
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
 
 
-def test_other_settings_and_damage_are_refused(config: verb.TrainConfig):
-    """Catches weights of one training going on under the settings of another."""
-    verb.run(replace(config, steps=2))
-    with pytest.raises(ValueError, match="other settings"):
-        verb.run(replace(config, steps=2, learning_rate=1.0))
-    progress = Path(config.out) / verb.PROGRESS
+def test_other_settings_and_damage_are_refused(config: command.TrainConfig, tmp_path: Path):
+    """Catches weights of one training going on under the settings or with the data of another."""
+    command.run(replace(config, steps=2))
+    with pytest.raises(ValueError, match="`learning_rate` was 0.003 and is 1.0.*Choose another `out`"):
+        command.run(replace(config, steps=2, learning_rate=1.0))
+    added = EpisodeStore(tmp_path / "data").write(painted(40), "040")
+    with pytest.raises(ValueError, match=r"data: 1 episode \(040\) added"):
+        command.run(replace(config, steps=2))
+    added.unlink()
+    progress = Path(config.out) / command.PROGRESS
     progress.write_bytes(progress.read_bytes()[:-100])
     with pytest.raises(ValueError, match="training.safetensors is damaged"):
-        verb.run(replace(config, steps=2))
+        command.run(replace(config, steps=2))
 
 
-def test_no_episodes_is_said_plainly(config: verb.TrainConfig, tmp_path: Path):
-    """Catches a stack trace where the user only forgot to collect."""
-    with pytest.raises(EpisodeError, match="agent.collect"):
-        verb.run(replace(config, data=(str(tmp_path / "nothing"),)))
+def test_data_that_are_not_there_are_named(config: command.TrainConfig, tmp_path: Path):
+    """Catches a stack trace where the user only forgot to collect, and one of several folders being skipped."""
+    with pytest.raises(EpisodeError, match="nothing .*agent.collect"):
+        command.run(replace(config, data=(*config.data, str(tmp_path / "nothing"))))
 
 
-def test_held_out_episodes_are_not_trained_on(config: verb.TrainConfig):
-    """Catches figures measured on frames that were learnt by heart."""
-    train, held_out = verb.split_episodes(config)
-    assert [name for _, name in held_out] == ["000"] and len(train) == 4
-    assert not {name for _, name in train} & {name for _, name in held_out}
+def test_few_seeds(config: command.TrainConfig, tmp_path: Path, capsys):
+    """Catches a traceback where no episode is held out, and `no two episodes` where all are of one seed."""
+    for folder, seed in (("held", HELD[0]), ("kept", 1)):
+        for i in range(3):
+            EpisodeStore(tmp_path / folder).write(painted(seed), f"{i}")
+    with pytest.raises(EpisodeError, match="all 3 episodes"):
+        command.run(replace(config, data=(str(tmp_path / "held"),)))
+    report = command.run(replace(config, data=(str(tmp_path / "kept"),), steps=1))
+    assert report["figures"] == {} and "none of the 3 episodes is held out" in capsys.readouterr().err
+    ImageTokenizer.load(config.out)
 
 
-def test_weights_rest_on_what_moves_and_on_keypoints(config: verb.TrainConfig):
+@pytest.mark.parametrize("spec", [ARM, HANDS])
+def test_any_cameras(config: command.TrainConfig, tmp_path: Path, spec):
+    """Catches a camera or a size that is taken for granted, and two robots in one training."""
+    store = EpisodeStore(tmp_path / "other")
+    for seed in SEEDS:
+        store.write(made_up(spec, seed, steps=12), f"{seed}")
+    report = command.run(replace(config, data=(str(store.root),), steps=2))
+    assert {f"{camera.name}_psnr" for camera in spec.cameras} <= report["figures"]["made-up"].keys()
+    assert ImageTokenizer.load(config.out).config.cameras == spec.cameras
+    assert (Path(config.out) / "reconstruction.png").stat().st_size > 100
+    with pytest.raises(ValueError, match="different robots"):
+        command.run(replace(config, data=(str(store.root), *config.data)))
+
+
+def test_held_out_episodes_are_not_trained_on(config: command.TrainConfig):
+    """Catches figures measured on images that were learnt by heart."""
+    found = open_sources({"data": config.data}, config.held_out)
+    frames = command.load_frames(config, found)
+    assert [name for _, name in command.held_out_names(found)] == [f"{seed:03d}" for seed in HELD]
+    first = {seed: painted(seed).images["main"][:, 0, 0].astype(int).mean(0) for seed in SEEDS}
+    seen = frames.images["main"][:, 0, 0].numpy().astype(int)  # a corner that nothing covers tells the episode
+    assert {seed for seed in SEEDS if (seen == first[seed]).all(1).any()} == set(SEEDS) - set(HELD)
+
+
+def test_weights_rest_on_what_moves_and_on_keypoints(config: command.TrainConfig):
     """Catches a weight map that is transposed against the picture."""
-    frames = torch.zeros(1, 64, 64, 3)
-    mean = frames.clone()
-    frames[0, 40, 5] = 1
-    weight = verb.pixel_weights(config, frames, mean, torch.tensor([[[10.0, 50.0]]]))
+    images = torch.zeros(1, 64, 96, 3)
+    mean = images.clone()
+    images[0, 40, 5] = 1
+    weight = command.pixel_weights(config, images, mean, torch.tensor([[[10.0, 50.0]]]))
     assert weight.mean().item() == pytest.approx(1, abs=1e-4)
     plain = weight[0, 0, 0]
     assert weight[0, 40, 5] == pytest.approx(4 * plain) and weight[0, 10, 50] == pytest.approx(7 * plain)
     assert weight[0, 50, 10] == plain == weight[0, 5, 40]
+
+
+def test_keypoints_count_where_the_pose_is_known(config: command.TrainConfig):
+    """Catches keypoints that are looked for where they are not, and a NaN that reaches the loss."""
+    change = AUGMENT.draw(2, torch.Generator().manual_seed(0))
+    points = torch.full((2, 4, 3), torch.nan)
+    points[:, 0] = torch.tensor([0.03, 0.0, 0.83])
+    main, wrist = (command.keypoint_places(AUGMENT, camera, change, points) for camera in SPEC.cameras)
+    assert wrist.shape == (2, 0, 2) and main.shape == (2, 4, 2) and torch.isfinite(main).all()
+    expected = POSE.project(change.points(points)[:, 0].numpy(), 64, 64)
+    np.testing.assert_allclose(main[:, 0].numpy(), expected, atol=1e-3)
+    assert (main[:, 1:] < -100).all()
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"held_out": 1}, {"learning_rate": 0.0}, {"object_radius": -1.0}])
+def test_wrong_settings_fail_at_once(config: command.TrainConfig, wrong):
+    """Catches a setting that fails after the last step."""
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        replace(config, **wrong)
 
 
 def test_the_command_line_reads_its_config(tmp_path: Path):

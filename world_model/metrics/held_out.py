@@ -13,7 +13,7 @@ from world_model.metrics.statistics import DIGITS, correlation, expected_calibra
 from world_model.metrics.windows import context, imagine_batch, longest, spread_evenly
 from world_model.model import WorldModel
 from world_model.training.dataset import UNKNOWN, Batch, EpisodeDataset
-from world_model.training.loss import batch_losses
+from world_model.training.loss import FROM_EXPERT, batch_losses
 
 AHEAD = 4  # model steps imagined, where episodes are long enough
 BATCH = 32
@@ -22,7 +22,8 @@ ACTED = 2  # control steps of a chunk that are executed before looking again
 
 @torch.no_grad()
 def losses(model: WorldModel, dataset: EpisodeDataset, starts: np.ndarray, steps: int) -> dict[str, float]:
-    """Nats an id of every kind, and of the next image when the executed actions are another window's."""
+    """Nats an id of every kind, and of the next image when the executed actions are another window's. Of actions only
+    where an expert was asked."""
     sums: dict[str, float] = {}
     for part in np.array_split(starts, max(1, len(starts) // BATCH)):
         batch = dataset.batch(part, steps).to(model.device)
@@ -32,7 +33,8 @@ def losses(model: WorldModel, dataset: EpisodeDataset, starts: np.ndarray, steps
         figures["next_image_nats_shuffled"] = batch_losses(model, other).parts["next_image"]
         for name, value in figures.items():
             sums[name] = sums.get(name, 0.0) + float(value) * len(part) / len(starts)
-    return sums
+    untold = () if dataset.has_expert.any() else {f"{name}_nats" for name in FROM_EXPERT}
+    return {name: value for name, value in sums.items() if name not in untold}
 
 
 def evaluate(model: WorldModel, dataset: EpisodeDataset, count: int = 256) -> dict:

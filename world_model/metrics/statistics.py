@@ -21,6 +21,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson's r; 0 where one of them never varies, NaN where there is nothing."""
     if not len(a):
         return float("nan")
+    a, b = a.astype(np.float64), b.astype(np.float64)
     if np.std(a) < 1e-8 or np.std(b) < 1e-8:
         return 0.0
     return round(float(np.corrcoef(a, b)[0, 1]), DIGITS)

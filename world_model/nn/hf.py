@@ -14,8 +14,8 @@ import math
 import torch
 from torch import Tensor
 
-from world_model.transformer import Transformer, TransformerConfig
-from world_model.vision import VisionCodes
+from world_model.nn.transformer import Transformer, TransformerConfig
+from world_model.nn.vision_codes import VisionCodes
 
 try:
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
@@ -99,14 +99,15 @@ def with_vision_rows(transformer: Transformer, vision: VisionCodes) -> Transform
 
     The vision block comes last in the vocabulary. A vision id's row is the sum of its digits' rows, in the embedding
     and in the head alike, so factored codes give the same logits as long as there are few enough of them. Not carried
-    over are the embeddings of slots and token types, which `WorldModel` adds to the rows: compare a model with
-    `slots: false`, or hand `inputs_embeds` over. ValueError for more vision ids than a table can hold.
+    over are the embeddings of positions within a step and of token types, which `WorldModel` adds to the rows: compare
+    a model with `step_embed: false`, or hand `inputs_embeds` over. ValueError for more vision ids than a table can
+    hold.
     """
     count = math.prod(vision.levels)
     if count > MOST_VISION_ROWS:
         raise ValueError(
             f"{count:,} vision ids are too many for a row each (at most {MOST_VISION_ROWS:,}): "
-            "use a frame tokenizer with fewer or smaller `levels`"
+            "use an image tokenizer with fewer or smaller `levels`"
         )
     rows = vision.embed(torch.arange(count, device=vision.rows.device))  # (count, width)
     weights = dict(transformer.state_dict())

@@ -11,6 +11,7 @@ al. 2023), SwiGLU (Shazeer 2020), QK-norm (Dehghani et al. 2023).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -52,7 +53,8 @@ def serve(x: Tensor, rows: int) -> Tensor:
 
 @dataclass(frozen=True)
 class KV:
-    """Keys and values of L ids, one (R, num_kv_heads, L, head_dim) pair a layer. Never written in place.
+    """Keys and values of L ids, one (R, num_kv_heads, L, head_dim) pair a layer. Only `write` changes them, and only
+    those that `allocate` made.
 
     mask: (R, L) bool, False for padding that nobody sees; None where there is none.
     """
@@ -77,24 +79,34 @@ class KV:
         """The same without its mask, where no padding is left."""
         return KV(self.keys, self.values)
 
-    def then(self, *later: KV) -> KV:
-        """A new cache with the ids of `later` after ours; one of fewer rows serves as many rows each."""
-        parts = (self, *later)
-        rows = max(kv.rows for kv in parts)
-        layers = range(len(self.keys))
-        mask = None
-        if any(kv.mask is not None for kv in parts):
-            mask = torch.cat([serve(kv.visible(), rows) for kv in parts], dim=1)
-        return KV(
-            tuple(torch.cat([serve(kv.keys[i], rows) for kv in parts], dim=2) for i in layers),
-            tuple(torch.cat([serve(kv.values[i], rows) for kv in parts], dim=2) for i in layers),
-            mask,
-        )
+    def allocate(self, rows: int, length: int) -> KV:
+        """Room for `length` ids of `rows` rows, of our sizes, to be filled by `write`."""
+        def room(x: Tensor) -> Tensor:
+            return x.new_empty(rows, x.shape[1], length, x.shape[3])
+
+        return KV(tuple(map(room, self.keys)), tuple(map(room, self.values)))
+
+    def write(self, start: int, new: KV) -> None:
+        """Copy the ids of `new` to ids start, start + 1, ... of ours; one of fewer rows serves as many rows each."""
+        stop = start + len(new)
+        for ours, theirs in zip((*self.keys, *self.values), (*new.keys, *new.values), strict=True):
+            ours[:, :, start:stop] = serve(theirs, len(ours))
 
     def visible(self) -> Tensor:
         """(R, L) bool."""
         ones = torch.ones(self.rows, len(self), dtype=torch.bool, device=self.keys[0].device)
         return ones if self.mask is None else self.mask
+
+
+def join(parts: Sequence[KV], rows: int) -> KV:
+    """One cache of `rows` rows with the ids of all parts, one after the other; a part of fewer rows serves as many
+    rows each."""
+    def joined(tensors: Iterable[Tensor], dim: int) -> Tensor:
+        return torch.cat([serve(x, rows) for x in tensors], dim=dim)
+
+    mask = joined([kv.visible() for kv in parts], 1) if any(kv.mask is not None for kv in parts) else None
+    keys, values = zip(*(kv.keys for kv in parts), strict=True), zip(*(kv.values for kv in parts), strict=True)
+    return KV(tuple(joined(layer, 2) for layer in keys), tuple(joined(layer, 2) for layer in values), mask)
 
 
 @dataclass(frozen=True)
@@ -158,6 +170,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return torch.matmul(weights, v).view(batch, heads, length, head_dim)
 
 
+def attend_to_parts(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    """`attend` of one id a row to keys in several parts, none of which is copied: one softmax over the scores of all.
+
+    q: (B, heads, 1, head_dim); keys, values: (R, kv_heads, n, head_dim), where R divides B and may differ by part.
+    """
+    batch, heads, _, head_dim = q.shape
+    kv_heads = keys[0].shape[1]
+    q = (q * head_dim**-0.5).view(batch, kv_heads, -1, head_dim)  # (B, kv_heads, group, head_dim)
+    scores = []
+    for k in keys:  # the rows that share a part are rows of one product
+        shared = q.unflatten(0, (len(k), -1)).transpose(1, 2).flatten(2, 3)  # (R, kv_heads, B / R * group, head_dim)
+        part = (shared @ k.transpose(-2, -1)).unflatten(2, (batch // len(k), -1)).transpose(1, 2)
+        scores.append(part.flatten(0, 1))  # (B, kv_heads, group, n)
+    weights = torch.cat(scores, dim=-1).softmax(-1).split([k.shape[2] for k in keys], dim=-1)
+    out = torch.zeros_like(q)
+    for w, v in zip(weights, values, strict=True):
+        shared = w.unflatten(0, (len(v), -1)).transpose(1, 2).flatten(2, 3)  # (R, kv_heads, B / R * group, n)
+        out += (shared @ v).unflatten(2, (batch // len(v), -1)).transpose(1, 2).flatten(0, 1)
+    return out.view(batch, heads, 1, head_dim)
+
+
 class Attention(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -171,30 +204,39 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
-    def project(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, L, width) -> queries (B, heads, L, head_dim), keys and values (B, kv_heads, L, head_dim), turned."""
-        batch, length, _ = x.shape
-        q = self.q_proj(x).view(batch, length, -1, self.config.head_dim)  # (B, L, heads, head_dim)
-        k = self.k_proj(x).view(batch, length, -1, self.config.head_dim)  # (B, L, kv_heads, head_dim)
-        v = self.v_proj(x).view(batch, length, -1, self.config.head_dim).transpose(1, 2)
+    def project(self, x: Tensor, turn: tuple[Tensor, Tensor], start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, L, width) -> queries (B, heads, L - start, head_dim) of the ids from `start` on, keys and values
+        (B, kv_heads, L, head_dim), queries and keys turned."""
+        q, k, v = (
+            proj(part).unflatten(2, (-1, self.config.head_dim))
+            for proj, part in ((self.q_proj, x[:, start:]), (self.k_proj, x), (self.v_proj, x))
+        )
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        return rotate(q.transpose(1, 2), *turn), rotate(k.transpose(1, 2), *turn), v
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        return rotate(q, *(part[..., start:, :] for part in turn)), rotate(k, *turn), v
 
     def forward(
         self, x: Tensor, turn: tuple[Tensor, Tensor], segments: tuple[Segment, ...],
-        past: tuple[Tensor, Tensor] | None, visible: Tensor | None,
+        past: Sequence[tuple[Tensor, Tensor]], visible: Tensor | None, first: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """visible: (B, ids of the past + L) bool, or None where all are."""
+        """past: keys and values of its parts. visible: (B, ids of the past + L) bool, or None where all are. first: the
+        first segment whose ids are asked for what they attend to."""
         batch, length, _ = x.shape
-        q, k, v = self.project(x, turn)
         lengths = [segment.length for segment in segments]
-        qs, ks, vs = q.split(lengths, dim=2), k.split(lengths, dim=2), v.split(lengths, dim=2)
-        past_k, past_v = ([], []) if past is None else ([serve(p, batch)] for p in past)
+        start = sum(lengths[:first])
+        q, k, v = self.project(x, turn, start)
+        if first == len(segments):
+            return x[:, length:], k, v
+        if length == 1 and past and visible is None:
+            out = attend_to_parts(q, [*(p[0] for p in past), k], [*(p[1] for p in past), v])
+            return self.o_proj(out.transpose(1, 2).reshape(batch, 1, -1)), k, v
+        qs, ks, vs = q.split(lengths[first:], dim=2), k.split(lengths, dim=2), v.split(lengths, dim=2)
+        past_k, past_v = ([serve(p[i], batch) for p in past] for i in (0, 1))
         if visible is not None:
             past_m, *ms = visible.split([visible.shape[1] - length, *lengths], dim=1)
         outs = []
-        for i, segment in enumerate(segments):
+        for i, segment in enumerate(segments[first:], first):
             seen = [*segment.sees, i]
             keys = torch.cat(past_k + [ks[j] for j in seen], dim=2)  # (B, kv_heads, seen ids, head_dim)
             values = torch.cat(past_v + [vs[j] for j in seen], dim=2)
@@ -202,8 +244,8 @@ class Attention(nn.Module):
             if visible is not None:
                 padding = torch.cat([past_m, *(ms[j] for j in seen)], dim=1)[:, None, None]  # (B, 1, 1, seen ids)
                 mask = padding.expand(-1, -1, segment.length, -1) if mask is None else mask & padding
-            outs.append(attend(qs[i], keys, values, mask))
-        out = torch.cat(outs, dim=2).transpose(1, 2).reshape(batch, length, -1)  # (B, L, heads * head_dim)
+            outs.append(attend(qs[i - first], keys, values, mask))
+        out = torch.cat(outs, dim=2).transpose(1, 2).reshape(batch, length - start, -1)  # (B, L - start, q width)
         return self.o_proj(out), k, v
 
 
@@ -228,10 +270,11 @@ class Layer(nn.Module):
 
     def forward(
         self, x: Tensor, turn: tuple[Tensor, Tensor], segments: tuple[Segment, ...],
-        past: tuple[Tensor, Tensor] | None, visible: Tensor | None,
+        past: Sequence[tuple[Tensor, Tensor]], visible: Tensor | None, first: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        attended, k, v = self.self_attn(self.input_layernorm(x), turn, segments, past, visible)
-        x = x + attended
+        """-> hidden states of the ids from segment `first` on, keys and values of all."""
+        attended, k, v = self.self_attn(self.input_layernorm(x), turn, segments, past, visible, first)
+        x = x[:, x.shape[1] - attended.shape[1] :] + attended
         return x + self.mlp(self.post_attention_layernorm(x)), k, v
 
 
@@ -262,42 +305,31 @@ class Transformer(nn.Module):
         return self.embed_tokens(ids)
 
     def forward(
-        self, x: Tensor, positions: Tensor, segments: tuple[Segment, ...] | None = None, past: KV | None = None,
-        mask: Tensor | None = None,
+        self, x: Tensor, positions: Tensor, segments: tuple[Segment, ...] | None = None, past: Sequence[KV] = (),
+        mask: Tensor | None = None, first: int = 0,
     ) -> tuple[Tensor, KV]:  # fmt: skip
         """Hidden states of L new ids after the ids in `past`.
 
         x: (B, L, width); positions: int (L,), or (R, L) where R divides B; segments: lengths add up to L, one causal
-        segment by default; past: a cache seen by every segment, whose R rows serve B / R rows each; mask: (B, L) bool,
-        False for new ids that are padding.
-        Returns h (B, L, width) after the last norm, and the keys and values of the L new ids alone: the caller
-        keeps those it wants (`past.then(new.part(...))`), so that parallel copies never enter a cache.
+        segment by default; past: caches seen by every segment, one after the other, whose R rows serve B / R rows
+        each; mask: (B, L) bool, False for new ids that are padding; first: the first segment whose hidden states are
+        read. The last layer gives no more than keys and values of those before it.
+        Returns h (B, ids from `first` on, width) after the last norm, and the keys and values of the L new ids alone:
+        the caller keeps those it wants (`new.part(...)`), so that parallel copies never enter a cache.
         """
         segments = segments or (Segment(x.shape[1]),)
         x, turn, visible = self._prepare(x, positions, segments, past, mask)
         keys, values = [], []
         for i, layer in enumerate(self.layers):
-            x, k, v = layer(x, turn, segments, None if past is None else (past.keys[i], past.values[i]), visible)
+            parts = [(kv.keys[i], kv.values[i]) for kv in past]
+            x, k, v = layer(x, turn, segments, parts, visible, first if i + 1 == len(self.layers) else 0)
             keys.append(k)
             values.append(v)
         return self.norm(x), KV(tuple(keys), tuple(values), mask)
 
-    def remember(self, x: Tensor, positions: Tensor, past: KV | None = None, mask: Tensor | None = None) -> KV:
-        """The keys and values that `forward` gives for one causal segment, without the hidden states: the last layer
-        only projects."""
-        segments = (Segment(x.shape[1]),)
-        x, turn, visible = self._prepare(x, positions, segments, past, mask)
-        keys, values = [], []
-        for i, layer in enumerate(self.layers[:-1]):
-            x, k, v = layer(x, turn, segments, None if past is None else (past.keys[i], past.values[i]), visible)
-            keys.append(k)
-            values.append(v)
-        last = self.layers[-1]
-        _, k, v = last.self_attn.project(last.input_layernorm(x), turn)
-        return KV((*keys, k), (*values, v), mask)
-
     def _prepare(
-        self, x: Tensor, positions: Tensor, segments: tuple[Segment, ...], past: KV | None, mask: Tensor | None
+        self, x: Tensor, positions: Tensor, segments: tuple[Segment, ...], past: Sequence[KV],
+        mask: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
         """Check what fits what -> x, cosine and sine of its positions, which keys are seen (None: all)."""
         batch, length, _ = x.shape
@@ -311,17 +343,18 @@ class Transformer(nn.Module):
             raise ValueError(
                 f"segments {[segment.length for segment in segments]} do not add up to the {length} ids of x"
             )
-        if past is not None and batch % past.rows:
-            raise ValueError(f"a cache of {past.rows} rows cannot serve a batch of {batch}")
+        for kv in past:
+            if batch % kv.rows:
+                raise ValueError(f"a cache of {kv.rows} rows cannot serve a batch of {batch}")
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         turn = rotary(positions, self.config.head_dim, self.config.rope_base, x.dtype)
         if positions.ndim == 2:
             turn = tuple(serve(part, batch)[:, None] for part in turn)  # (B, 1, L, head_dim)
         visible = None
-        if mask is not None or (past is not None and past.mask is not None):
+        if mask is not None or any(kv.mask is not None for kv in past):
             new = torch.ones(batch, length, dtype=torch.bool, device=x.device) if mask is None else mask
-            visible = new if past is None else torch.cat([serve(past.visible(), batch), new], dim=1)
+            visible = torch.cat([*(serve(kv.visible(), batch) for kv in past), new], dim=1)
         return x, turn, visible
 
     def logits(self, h: Tensor, ids: Tensor | slice) -> Tensor:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from world_model.training.dataset import Batch
 
 
+FROM_EXPERT = ("action", "gripper", "expert_action", "expert_gripper")  # terms that teach what an expert would do
+
+
 @dataclass(frozen=True)
 class LossWeights:
     """What one id weighs. Emu3 gives vision half of the rest."""

@@ -1,82 +1,92 @@
+"""Imagination against what the simulator does."""
+
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from envs.types import Observation
+from tests.robots import ARM, HANDS, made_up
 from world_model.metrics import fidelity
-from world_model.metrics.fidelity import Fork, auc, climb, ssim
+from world_model.metrics.fidelity import Counterfactual, evaluate_fidelity
 from world_model.model import History, Imagination
+from world_model.training.dataset import EpisodeDataset, fit_ranges
 
 
-def test_auc_counts_pairs():
-    """Catches ranks that favour ties, or a curve turned over."""
-    score, positive = np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, False, True, True])
-    assert auc(score, positive) == 0.875 and auc(-score, positive) == 0.125
-    assert np.isnan(auc(score, np.ones(4, bool)))
-
-
-def test_ssim_sees_structure():
-    """Catches an index that is not one for equal frames, or that a change of structure does not lower."""
-    rng = torch.Generator().manual_seed(0)
-    frame = torch.randint(0, 256, (2, 64, 64, 3), generator=rng).float()
-    torch.testing.assert_close(ssim(frame, frame), torch.ones(2, 64, 64))
-    noise = ssim(frame, frame.flip(1))
-    assert noise.shape == (2, 64, 64) and noise.mean() < 0.2 < ssim(frame, 0.8 * frame + 20).mean()
-
-
-@pytest.fixture
-def forks(world, text, make_episode) -> list[Fork]:
+def counterfactuals_of(world, text, episode) -> list[Counterfactual]:
     """Two states left five ways each; what follows looks like nothing before."""
-    episode, words = make_episode(0, steps=64), tuple(text.within(world.vocab.text).encode("lift the cube"))
-    rng, made = np.random.default_rng(0), []
+    words, rng, made = tuple(text.within(world.vocab.text).encode("lift the cube")), np.random.default_rng(0), []
     for step in (16, 32):
         history = History(words, ((episode.obs(step - 8), episode.action[step - 8 : step]), (episode.obs(step), None)))
-        actions = rng.uniform(-1, 1, (5, 8, 7)).astype(np.float32)
-        main, wrist = (rng.integers(0, 256, (5, size, size, 3), dtype=np.uint8) for size in (64, 32))
-        state = rng.uniform(-0.1, 0.1, (5, 7)).astype(np.float32)
-        made.append(Fork(history, actions, main, wrist, state, np.zeros((5, 4, 3))))
+        low, high = world.spec.action_low, world.spec.action_high
+        actions = rng.uniform(low, high, (5, 8, len(low))).astype(np.float32)
+        images = {c.name: rng.integers(0, 256, (5, c.height, c.width, 3), dtype=np.uint8) for c in world.spec.cameras}
+        state = rng.uniform(-0.1, 0.1, (5, len(world.spec.state))).astype(np.float32)
+        made.append(Counterfactual(history, actions, Observation(images, state)))
     return made
 
 
-def test_a_true_imagination_finds_every_future(world, forks, monkeypatch):
+@pytest.fixture
+def counterfactuals(world, text, make_episode) -> list[Counterfactual]:
+    return counterfactuals_of(world, text, make_episode(0, steps=64))
+
+
+def test_a_true_imagination_finds_every_future(world, counterfactuals, monkeypatch):
     """Catches rows and columns turned round, or distances of which the largest wins."""
 
     def know(cache, actions, decode="parallel") -> Imagination:
         """The imagination of a model that knows what follows: what the simulator showed."""
-        fork = next(f for f in forks if np.array_equal(f.actions, actions[:, 0].numpy()))
-        ids = torch.cat([world.frame_tokenizer.encode(torch.from_numpy(v)) for v in (fork.main, fork.wrist)], -1)
-        known = future(cache, actions)
-        views = [torch.from_numpy(view)[:, None] for view in (fork.main, fork.wrist)]
-        monkeypatch.setattr(world, "paint", lambda _: views)
-        return replace(known, state=torch.from_numpy(fork.state)[:, None], before=ids[:, None])
+        each = next(c for c in counterfactuals if np.array_equal(c.actions, actions[0, :, 0].numpy()))
+        images = {name: torch.from_numpy(view) for name, view in each.observations.images.items()}
+        ids = torch.cat([world.frame_tokenizer.encode(view) for view in images.values()], -1)
+        monkeypatch.setattr(world, "decode_frames", lambda _: {n: view[:, None] for n, view in images.items()})
+        state = torch.from_numpy(each.observations.state)
+        return replace(imagine(cache, actions), state=state[None, :, None], before=ids[None, :, None])
 
-    future = world.imagine
+    imagine = world.imagine
     monkeypatch.setattr(world, "imagine", know)
-    torch.nn.init.constant_(world.vision.gate.bias, 50.0)  # every draft stays what it is, and it is the truth
-    found = fidelity._retrieval(world, forks)
+    torch.nn.init.constant_(world.vision.gate.bias, 50.0)  # every copy stays what it is, and it is the truth
+    found = fidelity._retrieval(world, counterfactuals)
     assert found["retrieval_at_1"] == found["retrieval_by_state"] == found["retrieval_by_pixels"] == 1.0
-    assert found["gripper_displacement_r"] == 1.0 and found["retrievals"] == 10 and found["retrieval_chance"] == 0.2
+    assert found["displacement_r"] == 1.0 and found["retrievals"] == 10 and found["retrieval_chance"] == 0.2
 
 
-def test_an_untrained_imagination_does_not(world, forks):
+def test_an_untrained_imagination_does_not(world, counterfactuals):
     """Catches a comparison of the truth with itself."""
-    assert fidelity._retrieval(world, forks)["retrieval_at_1"] < 0.8
+    assert fidelity._retrieval(world, counterfactuals)["retrieval_at_1"] < 0.8
 
 
-def test_the_whole_ladder(world, tracks, forks):
+def test_all_figures(world, dataset, counterfactuals):
     """Catches horizons beyond an episode's end that count, copies that are not copies, and missing figures."""
-    figures = climb(world, tracks, forks, count=12, ahead=6)
+    figures = evaluate_fidelity(world, dataset, counterfactuals, count=12, ahead=6)
     first, last = figures["horizons"][0], figures["horizons"][-1]
     assert len(figures["horizons"]) == 6 and first["windows"] == 12 > last["windows"] > 0
-    assert first["gripper_cm_copy"] > 0 and first["ssim_changed"] < 1
-    for name in ("psnr_changed", "psnr_changed_copy", "psnr_changed_shuffled", "gripper_cm", "object_cm"):
-        assert all(np.isfinite(entry[name]) for entry in figures["horizons"])
-    for name in ("value_ece", "uncertainty_auc", "retrieval_at_1", "gripper_displacement_r"):
+    assert first["position_cm_copy"] > 0 and first["main_ssim_changed"] < 1
+    names = ("main_psnr_changed", "main_psnr_changed_copy", "wrist_psnr_changed_shuffled", "position_cm", "keypoint_cm")
+    for name in names:
+        assert all(np.isfinite(entry[name]) for entry in figures["horizons"]), name
+    for name in ("value_ece", "uncertainty_auc", "retrieval_at_1", "displacement_r"):
         assert np.isfinite(figures[name])
 
 
-def test_short_episodes_are_refused(world, tracks, forks):
+@pytest.mark.parametrize(("spec", "coefs"), [(ARM, (2, 3, 0, 8)), (HANDS, (4, 2))])
+def test_any_robot(make_world, text, spec, coefs):
+    """Catches a camera, a size or a dimension that is written into the code."""
+    episodes = [made_up(spec, seed, steps=40) for seed in range(2)]
+    world = make_world(fit_ranges(spec, [e.state for e in episodes]), coefs, text.size)
+    words = text.within(world.vocab.text)
+    dataset = EpisodeDataset.join([
+        EpisodeDataset.of(e, world.layout, world.frame_tokenizer, world.actions, words) for e in episodes
+    ])  # fmt: skip
+    figures = evaluate_fidelity(world, dataset, counterfactuals_of(world, text, episodes[0]), count=4, ahead=3)
+    entry = figures["horizons"][0]
+    assert {f"{camera.name}_psnr_changed" for camera in spec.cameras} <= entry.keys()
+    assert ("keypoint_cm" in entry) == (spec is HANDS) and ("position_cm" in entry) == (spec is HANDS)
+    assert np.isfinite(figures["uncertainty_auc"]) and figures["retrievals"] == 10
+
+
+def test_short_episodes_are_refused(world, dataset, counterfactuals):
     """Catches windows that are padding only."""
-    with pytest.raises(ValueError, match="model steps long"):
-        climb(world, replace(tracks, last=np.arange(len(tracks))), forks)
+    with pytest.raises(ValueError, match="no episode is 3 model steps"):
+        evaluate_fidelity(world, replace(dataset, last=np.arange(len(dataset))), counterfactuals)

@@ -10,10 +10,10 @@ pytest.importorskip("transformers", reason="needs the optional package `transfor
 
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from world_model.nn.hf import from_transformers, to_transformers, with_vision_rows
 from world_model.model import WorldModel
-from world_model.tokens.sequence import CLEAN
-from world_model.transformer import Transformer, TransformerConfig
+from world_model.nn.hf import from_transformers, to_transformers, with_vision_rows
+from world_model.nn.transformer import Transformer, TransformerConfig
+from world_model.tokens.layout import CAUSAL
 
 VOCAB = 60
 SIZES = TransformerConfig(
@@ -114,24 +114,24 @@ def test_what_we_cannot_compute_is_refused():
         ))  # fmt: skip
 
 
-@pytest.mark.parametrize("slots", [False, True])
+@pytest.mark.parametrize("step_embed", [False, True])
 @pytest.mark.parametrize("factored", [False, True])
 @torch.no_grad()
-def test_a_world_model_says_the_same_there(world, window, factored, slots):
+def test_a_world_model_says_the_same_there(world, batch, factored, step_embed):
     """Catches a vision table in another order, or a digit that is embedded and not read: one causal sequence of the
     instruction, an observation and a chunk, read by a world model and by `transformers`."""
-    config = replace(world.config, factored=factored, slots=slots)
+    config = replace(world.config, factored=factored, step_embed=step_embed)
     torch.manual_seed(0)
-    world = WorldModel(config, world.vocab, world.frame_tokenizer, world.actions).eval()
+    world = WorldModel(config, world.spec, world.vocab, world.frame_tokenizer, world.actions).eval()
     at, vocab = world.layout, world.vocab
-    seen = at.obs_ids(window.image[:, 0], window.state[:, 0])
-    ids = torch.cat([window.instruction, seen, at.chunk_ids(window.action[:, 0])], dim=1)  # (B, 134)
-    places = torch.cat([torch.full((at.instruction,), -1), torch.arange(at.step)])
-    h, _ = world.run(ids, places, CLEAN, torch.arange(ids.shape[1]))
+    seen = at.obs_ids(batch.image[:, 0], batch.state[:, 0])
+    ids = torch.cat([batch.instruction, seen, at.chunk_ids(batch.action[:, 0])], dim=1)  # (B, 134)
+    slots = torch.cat([torch.full((at.instruction,), -1), torch.arange(at.step)])
+    h, _ = world.run(ids, slots, CAUSAL, torch.arange(ids.shape[1]))
 
     theirs = to_transformers(with_vision_rows(world.transformer, world.vision))
     assert theirs.config.vocab_size == vocab.size
-    given = {"inputs_embeds": world._embed(ids, places, CLEAN)} if slots else {"input_ids": ids}
+    given = {"inputs_embeds": world._embed(ids, slots, CAUSAL)} if step_embed else {"input_ids": ids}
     logits = theirs(**given).logits
     for block in vocab.blocks[:-1]:
         assert_close(block.select(logits), world.logits(h, block), atol=1e-4, rtol=0)

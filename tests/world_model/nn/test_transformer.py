@@ -1,9 +1,11 @@
 """The transformer alone: what sees what, and that the cache changes nothing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from world_model.nn.transformer import KV, Segment, Transformer, TransformerConfig, attend, rotary, rotate
+from world_model.nn.transformer import KV, Segment, Transformer, TransformerConfig, attend, join, rotary, rotate
 
 CONFIG = TransformerConfig(width=32, num_layers=2, num_heads=4, num_kv_heads=2, hidden=64)
 VOCAB = 50
@@ -23,10 +25,10 @@ def test_cached_equals_uncached(transformer):
     """Catches wrong positions, a mask off by one, or a cache that forgets."""
     x, places = transformer.embed(ids()), torch.arange(12)
     whole, _ = transformer(x, places)
-    past, parts = None, []
+    past, parts = (), []
     for start, stop in ((0, 5), (5, 6), (6, 12)):
         h, new = transformer(x[:, start:stop], places[start:stop], None, past)
-        past = new if past is None else past.then(new)
+        past = (*past, new)
         parts.append(h)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-4)
 
@@ -45,7 +47,7 @@ def test_segments_equal_one_masked_attention(transformer):
         mask[rows, rows] = own.tril() if segment.causal else own
     layer = transformer.layers[0].self_attn
     turn = rotary(places, CONFIG.head_dim, CONFIG.rope_base, x.dtype)
-    out, k, v = layer(x, turn, segments, None, None)
+    out, k, v = layer(x, turn, segments, (), None)
     q = layer.q_norm(layer.q_proj(x).view(2, 12, 4, 8))
     dense = attend(rotate(q.transpose(1, 2), *turn), k, v, mask).transpose(1, 2).reshape(2, 12, 32)
     torch.testing.assert_close(out, layer.o_proj(dense), atol=1e-6, rtol=1e-5)
@@ -66,9 +68,9 @@ def test_shared_prefix_serves_every_row(transformer):
     """Catches a cache of one row that is not the same prefix for each of many rows."""
     x = transformer.embed(ids(3))
     _, prefix = transformer(x[:1, :6], torch.arange(6))
-    together, _ = transformer(x[:, 6:], torch.arange(6, 12), None, prefix)
+    together, _ = transformer(x[:, 6:], torch.arange(6, 12), None, (prefix,))
     for row in range(3):
-        alone, _ = transformer(x[row : row + 1, 6:], torch.arange(6, 12), None, prefix)
+        alone, _ = transformer(x[row : row + 1, 6:], torch.arange(6, 12), None, (prefix,))
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-4)
 
 
@@ -77,12 +79,12 @@ def test_a_cache_of_some_rows_serves_as_many_each(transformer):
     x = transformer.embed(ids(6))
     _, pasts = transformer(x[:2, :6], torch.arange(6))
     places = torch.stack([torch.arange(6, 12), torch.arange(16, 22)])  # each robot stands elsewhere in time
-    together, new = transformer(x[:, 6:], places, None, pasts)
-    assert pasts.then(new).rows == 6
+    together, new = transformer(x[:, 6:], places, None, (pasts,))
+    assert join((pasts, new), 6).rows == 6
     for row in range(6):
         robot = row // 3
         _, past = transformer(x[robot : robot + 1, :6], torch.arange(6))
-        alone, _ = transformer(x[row : row + 1, 6:], places[robot], None, past)
+        alone, _ = transformer(x[row : row + 1, 6:], places[robot], None, (past,))
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-4)
 
 
@@ -97,38 +99,62 @@ def test_padding_is_seen_by_nobody(transformer, precision):
     places[1, 7:] -= 4
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
         h, kv = transformer(x, places, mask=mask)
-        after, _ = transformer(x[:, :2], places[:, -1:] + torch.arange(1, 3), None, kv)
+        after, _ = transformer(x[:, :2], places[:, -1:] + torch.arange(1, 3), None, (kv,))
         short = torch.cat([x[1:, :3], x[1:, 7:]], dim=1)
         alone, short_kv = transformer(short, torch.arange(8))
-        after_alone, _ = transformer(x[1:, :2], torch.arange(8, 10), None, short_kv)
-        remembered = transformer.remember(x, places, mask=mask)
+        after_alone, _ = transformer(x[1:, :2], torch.arange(8, 10), None, (short_kv,))
+        _, remembered = transformer(x, places, mask=mask, first=1)
     tolerance = {"atol": 1e-5, "rtol": 1e-4} if precision == torch.float32 else {"atol": 0.05, "rtol": 0.05}
     torch.testing.assert_close(h[1, 7:], alone[0, 3:], **tolerance)
     torch.testing.assert_close(after[1:], after_alone, **tolerance)
     assert torch.isfinite(h).all()
     assert all(torch.equal(a, b) for a, b in zip(remembered.keys, kv.keys, strict=True))
-    assert torch.equal(remembered.part(2, 9).then(kv).mask, torch.cat([mask[:, 2:9], mask], dim=1))
+    assert torch.equal(join((remembered.part(2, 9), kv), 2).mask, torch.cat([mask[:, 2:9], mask], dim=1))
 
 
 @torch.no_grad()
-def test_remembering_gives_what_reading_gives(transformer):
-    """Catches a commit that takes a short cut to other keys and values."""
-    x = transformer.embed(ids())
+def test_reading_less_gives_the_same(transformer):
+    """Catches a last layer that computes other hidden states, keys or values where only some segments are read."""
+    x, places, segments = transformer.embed(ids()), torch.arange(4, 12), (Segment(3), Segment(5, (0,), causal=False))
     _, past = transformer(x[:1, :4], torch.arange(4))
-    _, kv = transformer(x[:, 4:], torch.arange(4, 12), None, past)
-    short = transformer.remember(x[:, 4:], torch.arange(4, 12), past)
-    for a, b in zip((*kv.keys, *kv.values), (*short.keys, *short.values), strict=True):
-        assert torch.equal(a, b)
+    whole, kv = transformer(x[:, 4:], places, segments, (past,))
+    for first, start in ((1, 3), (2, 8)):  # the second segment alone, and none
+        h, same = transformer(x[:, 4:], places, segments, (past,), first=first)
+        assert h.shape == (2, 8 - start, CONFIG.width)
+        torch.testing.assert_close(h, whole[:, start:], atol=1e-6, rtol=1e-5)
+        for a, b in zip((*kv.keys, *kv.values), (*same.keys, *same.values), strict=True):
+            assert torch.equal(a, b)
 
 
-def test_kv_is_a_value(transformer):
-    """Catches `then` or `part` writing into what they were given."""
+@pytest.mark.parametrize("heads", [(4, 2), (4, 4), (4, 1)])
+@torch.no_grad()
+def test_one_id_sees_a_cache_in_parts(heads):
+    """Catches scores that reach the wrong row, head or part: an id that reads a shared and an own part says what it
+    says after one cache of both."""
+    torch.manual_seed(0)
+    transformer = Transformer(replace(CONFIG, num_heads=heads[0], num_kv_heads=heads[1]), VOCAB)
+    x = transformer.embed(ids(6))
+    _, shared = transformer(x[:2, :4], torch.arange(4))
+    _, own = transformer(x[:, 4:11], torch.arange(4, 11), None, (shared,))
+    expected, _ = transformer(x[:, 4:], torch.arange(4, 12), None, (shared,))
+    h, _ = transformer(x[:, 11:], torch.arange(11, 12), None, (shared, own.part(0, 3), own.part(3, 7)))
+    torch.testing.assert_close(h[:, 0], expected[:, -1], atol=1e-5, rtol=1e-4)
+
+
+def test_kv_is_written_only_where_it_was_allocated(transformer):
+    """Catches `join`, `part` or `allocate` that share memory with what they were given, and a `write` that misses its
+    place."""
     _, kv = transformer(transformer.embed(ids(1)), torch.arange(12))
     before = [k.clone() for k in kv.keys]
     wider = KV(*(tuple(t.expand(3, -1, -1, -1) for t in part) for part in (kv.keys, kv.values)))
-    longer = kv.part(0, 4).then(wider)
+    longer = join((kv.part(0, 4), wider), 3)
     assert len(longer) == 16 and longer.rows == 3 and isinstance(longer, KV)
     longer.keys[0].zero_()
+    room = kv.allocate(3, 20)
+    room.write(5, kv)
+    assert room.rows == 3 and len(room) == 20
+    assert all(torch.equal(a[:, :, 5:17], b.expand(3, -1, -1, -1)) for a, b in zip(room.keys, kv.keys, strict=True))
+    room.keys[0].zero_()
     assert all(torch.equal(a, b) for a, b in zip(kv.keys, before, strict=True))
 
 
@@ -184,6 +210,6 @@ def test_shape_errors_name_the_shape(transformer):
         transformer(x, torch.arange(12), (Segment(3), Segment(4)))
     _, kv = transformer(x, torch.arange(12))
     with pytest.raises(ValueError, match="2 rows cannot serve a batch of 3"):
-        transformer(transformer.embed(ids(3)), torch.arange(12), None, kv)
+        transformer(transformer.embed(ids(3)), torch.arange(12), None, (kv,))
     with pytest.raises(ValueError, match="multiple of num_kv_heads"):
         TransformerConfig(num_heads=6, num_kv_heads=4)

@@ -1,0 +1,185 @@
+"""Episodes, tokenizers and a model, ready to be trained: from nothing, or from a checkpoint to start from."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from envs.data.files import to_json
+from envs.data.fingerprint import fingerprint
+from envs.data.store import EpisodeError
+from envs.types import CameraSpec, Episode, Spec
+from world_model import checkpoint
+from world_model.checkpoint import Loaded
+from world_model.metrics import windows
+from world_model.model import WorldModel
+from world_model.tokens.actions import ActionTokenizer
+from world_model.tokens.images import ImageTokenizer
+from world_model.tokens.text import TextTokenizer
+from world_model.tokens.vocab import Vocab
+from world_model.training import sources
+from world_model.training.dataset import EpisodeDataset, chunks, common_spec, fit_ranges
+from world_model.training.sources import Source
+from world_model.training.start import require_agreement
+
+if TYPE_CHECKING:
+    from world_model.train import TrainConfig
+
+CHUNK, TEXT_SIZE, DISCOUNT, TOKENIZER = 8, 320, 0.997, "outputs/tokenizer"  # where neither a setting nor `start` says
+OUTSIDE = 0.001  # share of a state dimension's values beyond its range that is worth a warning
+
+
+@dataclass(frozen=True)
+class Data:
+    """Tokenized episodes and the tokenizers that were made from the training ones.
+
+    held_out: None where no episode is. about: for the checkpoint's meta. fingerprint: of all that the training is made
+    from. notes: what a person should know before it begins.
+    """
+
+    train: EpisodeDataset
+    held_out: EpisodeDataset | None
+    model: WorldModel
+    text: TextTokenizer
+    about: dict
+    fingerprint: dict
+    notes: tuple[str, ...] = ()
+
+
+def prepare(config: TrainConfig, device: torch.device) -> Data:
+    """Read every episode once, fit the text and action tokenizers on the training ones, build the model; or take
+    all of these from the checkpoint to start from."""
+    begin = checkpoint.load(config.start, device) if config.start else None
+    found = sources.open_sources(config.folders, config.held_out)
+    training, testing = ([(source, e) for source in found for e in _labels(source, held)] for held in (False, True))
+    if not training:
+        raise EpisodeError(sources.why_nothing_to_train(found, config.held_out))
+    spec = common_spec([(e.spec, str(source.store.root)) for source, e in training + testing])
+    episodes, tests = [e for _, e in training], [e for _, e in testing]
+    if begin:
+        _require_agreement(config, begin, spec, device)
+        model, text, discount = begin.model, begin.text, begin.meta["discount"]
+        # What counts is this training's to say.
+        model.config = replace(model.config, weights=config.model.weights)
+    else:
+        model, text = new_model(config, spec, episodes, device)
+        discount = config.discount or DISCOUNT
+    frames, actions = model.frame_tokenizer, model.actions
+    train, test = (
+        EpisodeDataset.join([EpisodeDataset.of(e, model.layout, frames, actions, text, discount) for e in side])
+        if side else None
+        for side in (episodes, tests)
+    )  # fmt: skip
+    if not windows.longest(train):
+        raise ValueError(f"`chunk` is {actions.chunk} control steps, longer than any of the episodes")
+    about = {
+        "instructions": sorted({e.instruction for e in episodes}), "env_ids": sorted({e.env_id for e in episodes}),
+        "episodes": {"train": len(episodes), "held_out": len(tests)}, "control_steps": len(train),
+        "discount": discount,
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy", "safetensors")},
+    }  # fmt: skip
+    files = {"tokenizer": _content(frames), **({"start": begin.sha256} if begin else {})}
+    made_from = fingerprint(config.learnt, files, [source.fingerprint() for source in found])
+    return Data(train, test, model, text, about, made_from, tuple(_notes(config, found, train, test)))
+
+
+def new_model(
+    config: TrainConfig, spec: Spec, episodes: list[Episode], device: torch.device
+) -> tuple[WorldModel, TextTokenizer]:
+    """An untrained model of the robot that these training episodes are of, with what is fitted on them: ranges, text
+    and action tokenizers."""
+    spec, chunk, folder = fit_ranges(spec, [e.state for e in episodes]), config.chunk or CHUNK, config.tokenizer
+    frames = frame_tokenizer(folder or TOKENIZER, device)
+    if frames.config.cameras != spec.cameras:
+        raise ValueError(
+            f"the image tokenizer {folder or TOKENIZER} is of the cameras {_shown(frames.config.cameras)}, the "
+            f"episodes are of {_shown(spec.cameras)}: train one on these episodes"
+        )
+    words = [t for e in episodes for t in (e.instruction, *e.subtask_names)]
+    text = TextTokenizer.train(words, config.text_size or TEXT_SIZE)
+    coefs = None if config.coefs == "auto" else config.coefs
+    actions = ActionTokenizer.fit(sample_chunks(episodes, chunk), spec, coefs)
+    vocab = Vocab.native(text.size, frames.vision_size, len(spec.cameras), actions.chunk)
+    torch.manual_seed(config.seed)
+    model = WorldModel(config.model.build(), spec, vocab, frames, actions).to(device)
+    return model, text.within(vocab.text)
+
+
+def _labels(source: Source, held_out: bool) -> list[Episode]:
+    """The episodes of one side, with the labels that this source is to teach."""
+    read = list(source.each(held_out))
+    return read if source.role == "data" else [without_expert(e, valued=source.role == "on_policy") for e in read]
+
+
+def _require_agreement(config: TrainConfig, begin: Loaded, spec: Spec, device: torch.device) -> None:
+    """ValueError where the checkpoint to start from is of another robot, or where settings ask for another model."""
+    begin.spec.require(spec, f"the checkpoint {config.start}", f"the episodes of {', '.join(config.data)}")
+    asked = {
+        "chunk": (config.chunk, begin.actions.chunk), "discount": (config.discount, begin.meta["discount"]),
+        "coefs": (None if config.coefs == "auto" else config.coefs, begin.actions.coefs),
+    }  # fmt: skip
+    wrong = {name: pair for name, pair in asked.items() if pair[0] is not None and pair[0] != pair[1]}
+    if config.text_size is not None and begin.text.size > config.text_size:
+        wrong["text_size"] = (config.text_size, begin.text.size)
+    if config.tokenizer and _content(begin.frames) != _content(frame_tokenizer(config.tokenizer, device)):
+        wrong["tokenizer"] = (config.tokenizer, "another image tokenizer")
+    require_agreement({**wrong, **config.model.against(begin.model.config)}, config.start)
+
+
+def _notes(
+    config: TrainConfig, found: list[Source], train: EpisodeDataset, test: EpisodeDataset | None
+) -> Iterator[str]:
+    """What a person should know before training begins."""
+    if test is None:
+        yield sources.why_nothing_held_out(found, config.held_out)
+    if not train.has_expert.any():
+        yield "no episode says what an expert would do: the model learns what follows an action, but not how to act"
+    if config.augment.shift and (why := config.augment.cannot_shift(train.layout.spec)):
+        yield f"the scene stays where it is, `augment.shift` or not: {why}"
+    for side, dataset in (("training", train), ("held-out", test)):
+        for name, share in (dataset.outside() if dataset else {}).items():
+            if share > OUTSIDE:
+                yield (
+                    f"{share:.2%} of the values of the state `{name}` in {side} episodes leave its range, and are read "
+                    "as its ends"
+                )
+
+
+def _shown(cameras: tuple[CameraSpec, ...]) -> str:
+    return ", ".join(f"{camera.name} {camera.height} x {camera.width}" for camera in cameras)
+
+
+def _content(frames: ImageTokenizer) -> str:
+    """sha256 of an image tokenizer, the same within a checkpoint and beside it."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in frames.state_dict().items()}
+    config = to_json(asdict(frames.config), sort_keys=True).encode()
+    return hashlib.sha256(config + safetensors.torch.save(weights)).hexdigest()
+
+
+def frame_tokenizer(folder: str, device: torch.device) -> ImageTokenizer:
+    """What `train_tokenizer` wrote, or the one within a checkpoint."""
+    if (Path(folder) / "manifest.json").exists():
+        return checkpoint.load(folder, device).frames
+    return ImageTokenizer.load(folder, device)
+
+
+def without_expert(episode: Episode, valued: bool) -> Episode:
+    """What followed which action can still be learnt from it, but no longer what an expert would have done; nor what
+    it is worth to be there, unless it is an attempt of the model's own (`valued`): others may go on better or worse."""
+    off_task = episode.off_task_steps if valued else len(episode)
+    return replace(episode, expert=np.full_like(episode.expert, np.nan), off_task_steps=off_task)
+
+
+def sample_chunks(episodes: list[Episode], chunk: int, most: int = 50_000) -> torch.Tensor:
+    """Executed and advised chunks (n, M, A) to fit the action bins on."""
+    every = [chunks(a, chunk, e.spec)[:-1] for e in episodes for a in (e.action, e.expert)]
+    found = np.concatenate([c[np.isfinite(c).all((1, 2))] for c in every])
+    return torch.from_numpy(found[:: max(1, len(found) // most)])
