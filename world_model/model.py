@@ -287,12 +287,13 @@ class WorldModel(nn.Module):
     def _draw_jointly(self, cache: Cache, noise: Tensor, temperature: float) -> Tensor:
         """noise (R, Ka, n) in [0, 1) -> codes (R, n, Ka), one id after the other."""
         at, (robots, count, n) = self.layout, noise.shape
-        past, codes = cache.kv, []
+        own, codes = cache.kv.allocate(robots * n, count), []
         ids = torch.full((robots * n, 1), self.vocab.marks.boa, device=self.device)
         for i in range(count):
             here = self.step_slots[at.obs + i : at.obs + i + 1]
-            h, new = self.run(ids, here, CAUSAL, at.position_ids(here, cache.step[:, None]), None, past)
-            past = past.then(new)
+            past = (cache.kv, own.part(0, i))
+            h, new = self.run(ids, here, CAUSAL, at.position_ids(here, cache.step[:, None]), past=past)
+            own.write(i, new)
             block = self.vocab.action if i < at.num_coefs else self.vocab.gripper
             probs = self.logits(h, block).softmax(-1)[:, 0].double() ** (1 / temperature)  # (R n, ids)
             cdf = probs.cumsum(-1)
