@@ -151,7 +151,9 @@ def _generate(config: BenchConfig, spec: Any, tokenizer: Any, device: torch.devi
     try:
         from agent.benchmark.generate import generators, random_model
     except ModuleNotFoundError as error:
-        print(f"`generate` of transformers is left out: {error}")
+        if error.name != "transformers":
+            raise
+        print("`generate` of transformers is left out, for it is not installed: pip install 'nextstate[hf]'")
         return {}
     model = random_model(spec, tokenizer).to(device)
     model.precision = choose_precision(config.precision, device)

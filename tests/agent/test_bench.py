@@ -1,12 +1,15 @@
 """The bench on a very small model, loaded from its checkpoint."""
 
 import json
+import sys
 
 import pytest
+import torch
 
 from agent import bench
 from agent.build import EnvConfig
 from envs.data.files import write_json
+from world_model import checkpoint
 
 TASK = EnvConfig(id="nextstate/Lift-v0", split="train", expert="policies.scripted.lift:LiftExpert")
 
@@ -43,3 +46,13 @@ def test_settings_that_make_no_sense_are_refused(untrained, tmp_path):
     for changes, word in (({"rounds": 0}, "rounds"), ({"robots": ()}, "robots"), ({"simulated": 9}, "simulated=9")):
         with pytest.raises(ValueError, match=word):
             config(untrained, tmp_path, **changes)
+
+
+def test_without_transformers_the_rest_is_measured(untrained, tmp_path, monkeypatch, capsys):
+    """Catches an optional package that the whole bench fails without."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "agent.benchmark.generate", raising=False)
+    loaded = checkpoint.load(untrained, torch.device("cpu"))
+    settings = config(untrained, tmp_path, generate=True)
+    assert bench._generate(settings, loaded.spec, loaded.actions, torch.device("cpu"), turns=None) == {}
+    assert "nextstate[hf]" in capsys.readouterr().out
