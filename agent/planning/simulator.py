@@ -92,9 +92,13 @@ class SimulatorModel:
         ]
 
     def propose(
-        self, cache: Sequence[Situation], n: int, temperature: float, generators: Sequence[torch.Generator]
-    ) -> Tensor:
-        """-> (R, n, M, A): the expert's next M steps, then smooth noise around them. The environments are put back."""
+        self, cache: Sequence[Situation], n: int, temperature: float, generators: Sequence[torch.Generator],
+        joint: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """-> (R, n, M, A): the expert's next M steps, then smooth noise around them. The environments are put back.
+
+        joint says nothing here: an expert has no ids.
+        """
         space = ActionSpace.of(self.spec, self.coefs, self.chunk)
         proposals = []
         for situation, generator in zip(cache, generators, strict=True):

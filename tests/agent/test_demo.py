@@ -94,7 +94,7 @@ class Model:
     def prefill(self, histories):
         return [int(history.steps[-1][0].state[0]) for history in histories]
 
-    def propose(self, cache, n, temperature, generators):
+    def propose(self, cache, n, temperature, generators, joint=False):
         return torch.zeros(len(cache), n, M, A)
 
     def imagine(self, cache, actions, decode="parallel", follow=0):

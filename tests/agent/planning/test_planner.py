@@ -54,7 +54,7 @@ class Toy:
         self.rest = torch.from_numpy(spec.rest)
         self.caches: list[object] = []
 
-    def propose(self, cache, n, temperature, generators):
+    def propose(self, cache, n, temperature, generators, joint=False):
         chunks = self.rest.expand(self.robots, n, M, -1).clone()
         for robot, generator in enumerate(generators):
             chunks[robot, 1:, :, :3] += 0.1 * temperature * torch.randn(n - 1, 1, 3, generator=generator)

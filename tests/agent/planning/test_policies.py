@@ -57,7 +57,7 @@ class Recorder:
         self.calls.append(list(histories))
         return len(self.calls), len(histories)
 
-    def propose(self, cache, n, temperature, generators):
+    def propose(self, cache, n, temperature, generators, joint=False):
         calls, robots = cache
         assert len(generators) == robots
         chunks = torch.zeros(robots, n, M, A)
