@@ -114,7 +114,7 @@ class Text:
 
 def policy(execute: int = 2) -> PlanningPolicy:
     acting = ModelPolicy(Model(), Text(), (World.instruction,), execute)
-    return PlanningPolicy(acting, Planner(PlannerConfig(candidates=6, margin=0.0, deadline_s=60), Objective()))
+    return PlanningPolicy(acting, Planner(PlannerConfig(candidates=6, margin=0.0, deadline_s=60), Objective(0.997)))
 
 
 def config(tmp_path: Path, name: str = "planner") -> demo.DemoConfig:

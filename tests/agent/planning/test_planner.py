@@ -262,7 +262,7 @@ def test_two_grippers_anywhere_and_ranges_of_their_own():
     """Catches noise in a gripper, one that goes anywhere but to its ends, hands that only ever switch together, and
     noise that is as large in a narrow dimension as in a wide one."""
     toy = Toy(aim(TWO_HANDS), spec=TWO_HANDS, coefs=(4, 4))
-    toy.propose = lambda cache, n, temperature, generators: toy.rest.expand(1, n, M, -1)
+    toy.propose = lambda cache, n, temperature, generators, joint: toy.rest.expand(1, n, M, -1)
     plan = plan_one(planner(candidates=64, iterations=3, flip=0.3), toy)
     low, high = TWO_HANDS.action_low, TWO_HANDS.action_high
     assert (plan.actions >= low).all() and (plan.actions <= high).all()
