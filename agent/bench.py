@@ -86,7 +86,8 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     loaded = checkpoint.load(Path(config.checkpoint), device)
     model = loaded.model
     model.precision = choose_precision(config.precision, device)
-    acting = ModelPolicy(model, loaded.text, tuple(loaded.meta["instructions"]), chunk=loaded.actions.chunk)
+    known, discount = tuple(loaded.meta["instructions"]), loaded.meta["discount"]
+    acting = ModelPolicy(model, loaded.text, known, chunk=loaded.actions.chunk, discount=discount)
     episodes = _episodes(config)
     dataset = EpisodeDataset.join([
         EpisodeDataset.of(episode, model.layout, loaded.frames, loaded.actions, loaded.text) for episode in episodes

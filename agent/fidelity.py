@@ -72,9 +72,10 @@ class FidelityConfig:
 
 @dataclass(frozen=True)
 class Planned:
-    """One episode of the planner: for each decision what it expected of its plan, and what followed.
+    """One episode of the planner: for each decision the score of the plan that it chose, and what followed.
 
-    expected, real: (D,) discount ** (control steps until success), one chunk after the decision.
+    expected, real: (D,) discount ** (control steps until success), from the decision on. The score is what chooses, so
+    it is what a search can exploit; what it takes off for uncertainty makes it a little smaller than it expects.
     """
 
     expected: np.ndarray
@@ -98,16 +99,12 @@ class PlannedJob:
                 expected: list[tuple[int, float]] = []
 
                 def on_step(step: Step, expected: list[tuple[int, float]] = expected) -> None:
-                    plan = step.state.plan
-                    if step.decided and plan.imagined:
-                        imagined, row = plan.imagination_of(plan.chosen)
-                        due = step.index + imagined.actions.shape[1] * imagined.actions.shape[2]
-                        expected.append((due, float(imagined.value[row, -1])))
+                    if step.decided:
+                        expected.append((step.index, step.state.plan.value))
 
                 (run,) = rollout(envs, policy, [seed], on_step=on_step)
-                truth = value_to_come(run.episode.success, self.discount)
-                due = np.minimum([step for step, _ in expected], len(truth) - 1)
-                yield Planned(np.array([value for _, value in expected]), truth[due])
+                decided, scores = zip(*expected, strict=True)
+                yield Planned(np.array(scores), value_to_come(run.episode.success, self.discount)[list(decided)])
 
 
 def measure(config: FidelityConfig, loaded: Loaded) -> tuple[dict[str, Any], EpisodeDataset]:

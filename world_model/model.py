@@ -255,11 +255,14 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def propose(
-        self, cache: Cache, n: int, temperature: float = 1.0, generators: Sequence[torch.Generator] | None = None
-    ) -> Tensor:
-        """(R, n, M, A) f32 chunks in the robot's units: the likeliest, then n - 1 drawn id by id.
+        self, cache: Cache, n: int, temperature: float = 1.0, generators: Sequence[torch.Generator] | None = None,
+        joint: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """(R, n, M, A) f32 chunks in the robot's units: the likeliest, then n - 1 that are drawn.
 
-        temperature: 0 repeats the likeliest. generators: a CPU one for each robot.
+        temperature: 0 repeats the likeliest. generators: a CPU one for each robot. joint: draw the ids of a chunk one
+        after the other, each knowing those before it, in as many passes; else each from its own distribution, in one
+        pass, which mixes modes where there are several.
         """
         at, rows = self.layout, cache.kv.rows
         if n < 1 or (generators is not None and len(generators) != rows):
@@ -276,9 +279,30 @@ class WorldModel(nn.Module):
             torch.rand(at.num_action_ids, n - 1, dtype=torch.float64, generator=generator)
             for generator in generators or [None] * rows
         ]).to(self.device)  # (R, Ka, n - 1)
-        parts = zip((readout.coefs, readout.gripper), noise.split([at.num_coefs, at.num_grippers], dim=1), strict=True)
-        drawn = torch.cat([_draw(probs, share, temperature) for probs, share in parts], dim=1)  # (R, Ka, n - 1)
-        return torch.cat([best, self.actions.decode(drawn.transpose(1, 2))], dim=1)
+        if joint:
+            codes = self._draw_jointly(cache, noise, temperature)
+        else:
+            shares = noise.split([at.num_coefs, at.num_grippers], dim=1)
+            parts = zip((readout.coefs, readout.gripper), shares, strict=True)
+            drawn = torch.cat([_draw(probs, share, temperature) for probs, share in parts], dim=1)  # (R, Ka, n - 1)
+            codes = drawn.transpose(1, 2)
+        return torch.cat([best, self.actions.decode(codes)], dim=1)
+
+    def _draw_jointly(self, cache: Cache, noise: Tensor, temperature: float) -> Tensor:
+        """noise (R, Ka, n) in [0, 1) -> codes (R, n, Ka), read id by id as a chunk is written."""
+        at, (robots, count, n) = self.layout, noise.shape
+        own, codes = cache.kv.allocate(robots * n, count), []
+        ids = torch.full((robots * n, 1), self.vocab.marks.boa, device=self.device)
+        for i in range(count):
+            here = self.step_slots[at.obs + i : at.obs + i + 1]  # an id is said by the one before it
+            past = (cache.kv, own.part(0, i))
+            h, new = self.run(ids, here, CAUSAL, at.position_ids(here, cache.step[:, None]), past=past)
+            own.write(i, new)
+            block = self.vocab.action if i < at.num_coefs else self.vocab.gripper
+            probs = self.logits(h[:, 0], block).softmax(-1)  # (R n, ids)
+            codes.append(_draw(probs, noise[:, i].reshape(-1, 1), temperature))
+            ids = block.encode(codes[-1])
+        return torch.cat(codes, dim=1).unflatten(0, (robots, n))
 
     def likeliest(self, readout: Readout) -> Tensor:
         """(R, M, A) f32, the chunk that is proposed first."""

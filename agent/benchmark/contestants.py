@@ -116,7 +116,7 @@ def decisions(acting: ModelPolicy, seen: Sequence[Observation], robots: Sequence
 
     seen: what one robot saw, one observation a decision, as many as its history holds.
     """
-    planning = PlanningPolicy(acting, Planner(PlannerConfig(), Objective()))
+    planning = PlanningPolicy(acting, Planner(PlannerConfig(), Objective(acting.discount)))
     found = {}
     for count in robots:
         states: Sequence[AgentState] = [acting.init(acting.known[0], seed) for seed in range(count)]

@@ -38,8 +38,11 @@ class Imagines(Protocol):
 
     spec: Spec
 
-    def propose(self, cache: Any, n: int, temperature: float, generators: Sequence[torch.Generator]) -> Tensor:
-        """-> (R, n, M, A) chunks in the robot's units; the first of each robot is the likeliest."""
+    def propose(
+        self, cache: Any, n: int, temperature: float, generators: Sequence[torch.Generator], joint: bool
+    ) -> Tensor:
+        """-> (R, n, M, A) chunks in the robot's units; the first of each robot is the likeliest. joint: the ids of the
+        others are drawn one after the other."""
 
     def imagine(self, cache: Any, actions: Tensor, decode: str, follow: int) -> Imagination:
         """actions (R, N, H, M, A) -> what each leads to. decode: "parallel", or "autoregressive", the slow reference.
@@ -55,6 +58,7 @@ class PlannerConfig:
     follow: model steps looked further ahead, in which the model goes on by its own likeliest chunks.
     proposals: share of the first N that the model proposes (the likeliest and samples of it).
     temperature: of those samples.
+    joint: draw their ids one after the other, each knowing those before it, instead of each from its own distribution.
     noise: initial standard deviation of a coefficient, in shares of half the dimension's range.
     noise_floor: what the noise never falls below.       flip: chance that a noisy candidate switches a gripper.
     coefs: DCT coefficients in which a dimension may vary; 0 keeps the dimension as it was. One number for all, one for
@@ -72,6 +76,7 @@ class PlannerConfig:
     elites: int = 4
     proposals: float = 0.5
     temperature: float = 1.0
+    joint: bool = False
     noise: float = 0.25
     noise_floor: float = 0.05
     flip: float = 0.05
@@ -280,7 +285,7 @@ class Planner:
         if len(generators) != len(last):
             raise ValueError(f"{len(generators)} generators do not fit the last plans of {len(last)} robots")
         num_proposed = max(1, min(cfg.candidates, round(cfg.proposals * cfg.candidates)))
-        chunks = model.propose(cache, num_proposed, cfg.temperature, generators).float()  # (R, Np, M, A)
+        chunks = model.propose(cache, num_proposed, cfg.temperature, generators, cfg.joint).float()  # (R, Np, M, A)
         space = ActionSpace.of(model.spec, self._coefs(model), chunks.shape[-2], chunks.device)
         seeds = self._seeds(space.hold(chunks, cfg.horizon), last, execute)
         draws = self._draw(generators, seeds, space).to(chunks.device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -50,6 +50,7 @@ class ModelPolicy:
 
     text: encodes an instruction.           known: the instructions that the model was trained on.
     execute: control steps of a chunk that the loop carries out before it asks again; divides `chunk`.
+    discount: of a control step, the one that the model's value was trained with; None where there is no checkpoint.
     """
 
     model: WorldModel
@@ -57,6 +58,7 @@ class ModelPolicy:
     known: tuple[str, ...]
     execute: int = 2
     chunk: int = 8
+    discount: float | None = None
     batched: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -74,7 +76,8 @@ class ModelPolicy:
         loaded = checkpoint.load(Path(folder), choose_device(device))
         if spec is not None:
             loaded.spec.require(spec, f"checkpoint {folder}", "the environment")
-        return cls(loaded.model, loaded.text, tuple(loaded.meta["instructions"]), execute, loaded.actions.chunk)
+        meta, chunk = loaded.meta, loaded.actions.chunk
+        return cls(loaded.model, loaded.text, tuple(meta["instructions"]), execute, chunk, meta["discount"])
 
     def init(self, instruction: str, seed: int = 0) -> AgentState:
         """The state before the first observation. Warns when the model was never trained on the instruction."""
@@ -139,7 +142,7 @@ class PlanningPolicy:
     """Acts by search in the model's imagination, starting from what `acting` would do."""
 
     acting: ModelPolicy
-    planner: Planner = field(default_factory=lambda: Planner(PlannerConfig(), Objective()))
+    planner: Planner
     batched: ClassVar[bool] = True
 
     @property
@@ -151,9 +154,15 @@ class PlanningPolicy:
         cls, folder: Path | str, execute: int = 2, device: str = "auto", planner: Planner | None = None,
         spec: Spec | None = None,
     ) -> PlanningPolicy:  # fmt: skip
-        """From a checkpoint folder, with the default budget unless a planner is given. spec: see ModelPolicy."""
+        """From a checkpoint folder, with the default budget unless a planner is given. spec: see ModelPolicy.
+
+        ValueError where our objective has another discount than the checkpoint.
+        """
         acting = ModelPolicy.load(folder, execute, device, spec)
-        return cls(acting, planner or Planner(PlannerConfig(), Objective()))
+        planner = planner or Planner(PlannerConfig(), Objective())
+        if isinstance(planner.objective, Objective):
+            planner = replace(planner, objective=planner.objective.for_value(acting.discount, f"checkpoint {folder}"))
+        return cls(acting, planner)
 
     def init(self, instruction: str, seed: int = 0) -> AgentState:
         """The state before the first observation; see ModelPolicy."""

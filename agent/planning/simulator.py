@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # A cloth simulates at about 60 control steps a second and core, so every candidate costs an eighth of a second.
 ORACLE_BUDGET = PlannerConfig(candidates=4, iterations=1, proposals=1.0, noise=0.15, coefs=4)
+ORACLE_DISCOUNT = 0.997  # of a control step, where the objective names none: progress has no discount of its own
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,13 @@ class SimulatorModel:
         ]
 
     def propose(
-        self, cache: Sequence[Situation], n: int, temperature: float, generators: Sequence[torch.Generator]
-    ) -> Tensor:
-        """-> (R, n, M, A): the expert's next M steps, then smooth noise around them. The environments are put back."""
+        self, cache: Sequence[Situation], n: int, temperature: float, generators: Sequence[torch.Generator],
+        joint: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """-> (R, n, M, A): the expert's next M steps, then smooth noise around them. The environments are put back.
+
+        joint says nothing here: an expert has no ids.
+        """
         space = ActionSpace.of(self.spec, self.coefs, self.chunk)
         proposals = []
         for situation, generator in zip(cache, generators, strict=True):
@@ -212,7 +217,7 @@ class OraclePolicy:
     """Acts by search in the simulator. Its model holds the very environments that it acts in."""
 
     model: SimulatorModel
-    planner: Planner = field(default_factory=lambda: Planner(ORACLE_BUDGET, Objective()))
+    planner: Planner
     execute: int = 2
     batched: ClassVar[bool] = True
     privileged: ClassVar[bool] = True
@@ -231,6 +236,8 @@ class OraclePolicy:
         parts = getattr(envs, "envs", None)
         if not parts:
             raise ValueError("the oracle simulates in the environments themselves: make them in this process")
+        if isinstance(planner.objective, Objective) and planner.objective.discount is None:
+            planner = replace(planner, objective=replace(planner.objective, discount=ORACLE_DISCOUNT))
         return cls(SimulatorModel(tuple(parts), expert, coefs=planner.config.coefs), planner, execute)
 
     def init(self, instruction: str, seed: int = 0) -> OracleState:

@@ -94,7 +94,7 @@ class Model:
     def prefill(self, histories):
         return [int(history.steps[-1][0].state[0]) for history in histories]
 
-    def propose(self, cache, n, temperature, generators):
+    def propose(self, cache, n, temperature, generators, joint=False):
         return torch.zeros(len(cache), n, M, A)
 
     def imagine(self, cache, actions, decode="parallel", follow=0):
@@ -114,7 +114,7 @@ class Text:
 
 def policy(execute: int = 2) -> PlanningPolicy:
     acting = ModelPolicy(Model(), Text(), (World.instruction,), execute)
-    return PlanningPolicy(acting, Planner(PlannerConfig(candidates=6, margin=0.0, deadline_s=60), Objective()))
+    return PlanningPolicy(acting, Planner(PlannerConfig(candidates=6, margin=0.0, deadline_s=60), Objective(0.997)))
 
 
 def config(tmp_path: Path, name: str = "planner") -> demo.DemoConfig:

@@ -37,7 +37,7 @@ def test_the_whole_command(untrained):
 
 
 def test_exploitation_is_what_was_expected_less_what_came(untrained, monkeypatch):
-    """Catches a comparison with the moment of the decision instead of the moment that was imagined."""
+    """Catches a difference the wrong way round."""
     expected, real = np.array([0.9, 0.8]), np.array([0.5, 0.8])
     monkeypatch.setattr(fidelity.fidelity, "evaluate_fidelity", lambda *_: {})
     planned = [Planned(expected, real)]

@@ -9,7 +9,7 @@ import torch
 from envs.types import ActionSpec, CameraSpec, Observation, Spec, StateSpec
 from world_model import decoding
 from world_model.model import History, Imagination, WorldModel
-from world_model.tokens.layout import Sequence
+from world_model.tokens.layout import CAUSAL, Sequence
 from world_model.tokens.vocab import Vocab
 from world_model.training.loss import batch_losses
 
@@ -218,6 +218,23 @@ def test_proposals(world, cache):
     assert torch.equal(chunks, propose(1)) and not torch.equal(chunks, propose(2))
     assert torch.equal(chunks[0], world.propose(cache, 1)[0, 0])
     assert torch.equal(chunks[:1].expand(3, -1, -1), world.propose(cache, 3, 0.0)[0])
+
+
+def test_joint_proposals_know_what_was_drawn_before(world, cache):
+    """Catches ids that are drawn without regard to those before them, or read at another place than they stand."""
+    at = world.layout
+    noise = torch.rand(1, at.num_action_ids, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    code = world._draw_jointly(cache, noise, 1.0)[:, 0]  # (1, Ka)
+    slots = world.step_slots[at.obs :]
+    positions = at.position_ids(slots, cache.step[:, None])
+    h, _ = world.run(at.chunk_ids(code), slots, CAUSAL, positions, past=(cache.kv,))  # all ids at once, as in training
+    blocks = [world.vocab.action] * at.num_coefs + [world.vocab.gripper] * at.num_grippers
+    for i, block in enumerate(blocks):
+        cumulative = world.logits(h[:, i], block).softmax(-1).double().cumsum(-1)
+        below, up_to = (cumulative[0, k] if k >= 0 else 0.0 for k in (code[0, i] - 1, code[0, i]))
+        assert below - 1e-4 <= noise[0, i, 0] <= up_to + 1e-4, f"id {i} was drawn from another distribution"
+    many = world.propose(cache, 6, 1.0, [torch.Generator().manual_seed(1)], joint=True)[0]
+    assert many.shape == (6, 8, 7) and many[1:].std(0).max() > 0 and torch.equal(many[0], world.propose(cache, 1)[0, 0])
 
 
 def test_bfloat16_is_close(world, cache, candidates):

@@ -19,7 +19,7 @@ def test_a_search_in_imagination_is_one_graph(untrained):
     image = torch.randint(model.vocab.vision.size, (robots, at.image_ids))
     state = torch.randint(model.vocab.state.size, (robots, at.state_dim)).float()
     cache = model.context(at.instruction_ids((1, 2)).repeat(robots, 1), [(image, state)], [])
-    planner = Planner(PlannerConfig(candidates=3, iterations=2, horizon=2, follow=1, elites=2), Objective())
+    planner = Planner(PlannerConfig(candidates=3, iterations=2, horizon=2, follow=1, elites=2), Objective(0.997))
     generators = [torch.Generator().manual_seed(i) for i in range(robots)]
     proposed = model.propose(cache, 2, 1.0, generators)
     space = ActionSpace.of(model.spec, planner._coefs(model), at.chunk_steps)

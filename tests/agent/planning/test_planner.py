@@ -54,7 +54,7 @@ class Toy:
         self.rest = torch.from_numpy(spec.rest)
         self.caches: list[object] = []
 
-    def propose(self, cache, n, temperature, generators):
+    def propose(self, cache, n, temperature, generators, joint=False):
         chunks = self.rest.expand(self.robots, n, M, -1).clone()
         for robot, generator in enumerate(generators):
             chunks[robot, 1:, :, :3] += 0.1 * temperature * torch.randn(n - 1, 1, 3, generator=generator)
@@ -77,7 +77,7 @@ def target(sign: float = 1.0) -> torch.Tensor:
 
 
 def planner(clock=lambda: 0.0, **changes) -> Planner:
-    return Planner(PlannerConfig(**{"margin": 0.0, **changes}), Objective(), clock)
+    return Planner(PlannerConfig(**{"margin": 0.0, **changes}), Objective(0.997), clock)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -262,7 +262,7 @@ def test_two_grippers_anywhere_and_ranges_of_their_own():
     """Catches noise in a gripper, one that goes anywhere but to its ends, hands that only ever switch together, and
     noise that is as large in a narrow dimension as in a wide one."""
     toy = Toy(aim(TWO_HANDS), spec=TWO_HANDS, coefs=(4, 4))
-    toy.propose = lambda cache, n, temperature, generators: toy.rest.expand(1, n, M, -1)
+    toy.propose = lambda cache, n, temperature, generators, joint: toy.rest.expand(1, n, M, -1)
     plan = plan_one(planner(candidates=64, iterations=3, flip=0.3), toy)
     low, high = TWO_HANDS.action_low, TWO_HANDS.action_high
     assert (plan.actions >= low).all() and (plan.actions <= high).all()

@@ -57,7 +57,7 @@ class Recorder:
         self.calls.append(list(histories))
         return len(self.calls), len(histories)
 
-    def propose(self, cache, n, temperature, generators):
+    def propose(self, cache, n, temperature, generators, joint=False):
         calls, robots = cache
         assert len(generators) == robots
         chunks = torch.zeros(robots, n, M, A)
@@ -86,7 +86,7 @@ def acting(execute: int = 2) -> ModelPolicy:
 
 
 def planning(**changes) -> PlanningPolicy:
-    return PlanningPolicy(acting(), Planner(PlannerConfig(**{"margin": 0.0, **changes}), Objective()))
+    return PlanningPolicy(acting(), Planner(PlannerConfig(**{"margin": 0.0, **changes}), Objective(0.997)))
 
 
 def run(policy, decisions: int, seed: int = 0):
@@ -172,7 +172,7 @@ def test_search_finds_what_the_model_would_not_do():
 def test_late_decisions_are_counted():
     """Catches a deadline that nobody hears of."""
     ticks = iter(np.arange(0.0, 1000.0, 1.0))
-    planner = Planner(PlannerConfig(deadline_s=0.5), Objective(), clock=lambda: next(ticks))
+    planner = Planner(PlannerConfig(deadline_s=0.5), Objective(0.997), clock=lambda: next(ticks))
     _, state = run(PlanningPolicy(acting(), planner), 3)
     assert state.late == state.decisions == 3
 
@@ -246,14 +246,34 @@ def test_a_missing_checkpoint_is_named(kind, tmp_path):
         kind.load(tmp_path / "nowhere", device="cpu")
 
 
-@pytest.mark.parametrize("kind", [ModelPolicy, PlanningPolicy])
-def test_a_checkpoint_of_another_robot_is_refused(kind, monkeypatch):
-    """Catches a policy that drives an arm it was not trained for."""
+@pytest.fixture
+def somewhere(monkeypatch):
+    """A checkpoint that loads."""
     loaded = SimpleNamespace(
-        model=Recorder(), text=Letters(), meta={"instructions": KNOWN, "discount": 0.997},
+        model=Recorder(), text=Letters(), meta={"instructions": KNOWN, "discount": 0.99},
         actions=SimpleNamespace(chunk=M), spec=ROBOT,
     )  # fmt: skip
     monkeypatch.setattr(policies.checkpoint, "load", lambda folder, device: loaded)
-    assert kind.load("somewhere", device="cpu", spec=ROBOT).execute == 2
+    return "somewhere"
+
+
+@pytest.mark.parametrize("kind", [ModelPolicy, PlanningPolicy])
+def test_a_checkpoint_of_another_robot_is_refused(kind, somewhere):
+    """Catches a policy that drives an arm it was not trained for."""
+    assert kind.load(somewhere, device="cpu", spec=ROBOT).execute == 2
     with pytest.raises(ValueError, match="checkpoint somewhere and the environment .* control_hz 20 against 10"):
-        kind.load("somewhere", device="cpu", spec=replace(ROBOT, control_hz=10))
+        kind.load(somewhere, device="cpu", spec=replace(ROBOT, control_hz=10))
+
+
+def test_the_objective_has_the_checkpoints_discount(somewhere):
+    """Catches a score that is discounted otherwise than the value in it, and another's objective that is meddled
+    with."""
+
+    def load(objective):
+        return PlanningPolicy.load(somewhere, device="cpu", planner=Planner(PlannerConfig(), objective))
+
+    assert load(Objective()).planner.objective.discount == load(Objective(0.99)).planner.objective.discount == 0.99
+    assert PlanningPolicy.load(somewhere, device="cpu").planner.objective.discount == 0.99
+    with pytest.raises(ValueError, match=r"objective\.discount=0\.9, .*checkpoint somewhere .* 0\.99: .*null"):
+        load(Objective(0.9))
+    assert load(len).planner.objective is len
