@@ -41,6 +41,8 @@ class AdapterConfig:
     image_size: pixels a side that pictures are resized to (of `render` 64; others stay as they are).
     state: keys of the observation that make up the state, in this order, parts of one as `key[0:3]` (all that are no
         pictures).
+    positions: parts of the state, `key[0:3]` each, that are positions in metres in the world frame (none). Errors are
+        then told in centimetres, and training can move the scene.
     grippers: indices of the action dimensions that are grippers, which open at the low end of their range (none).
     action_low, action_high: the range of every action dimension that has none of its own.
     control_hz: control steps a second (`metadata["render_fps"]`, or 20).
@@ -53,6 +55,7 @@ class AdapterConfig:
     max_steps: int | None = None
     image_size: int | None = None
     state: tuple[str, ...] | None = None
+    positions: tuple[str, ...] = ()
     grippers: tuple[int, ...] = ()
     action_low: float | None = None
     action_high: float | None = None
@@ -183,13 +186,27 @@ class Adapter(gym.Wrapper):
                     "make it with render_mode=rgb_array"
                 )
             cameras = [CameraSpec("render", *(config.image_size or DEFAULT_IMAGE_SIZE,) * 2)]
-        state = [
-            StateSpec(f"{key}.{i}" if self._numbers[key].shape else key, *ends)
-            for key, part in self._state_parts
-            for i, ends in list(enumerate(_ranges_of(self._numbers[key])))[part]
-        ]
         rate = config.control_hz or self.env.metadata.get("render_fps") or DEFAULT_CONTROL_HZ
-        return Spec(tuple(cameras), tuple(state), self._actions(), float(rate))
+        return Spec(tuple(cameras), tuple(self._state()), self._actions(), float(rate))
+
+    def _state(self) -> list[StateSpec]:
+        named = {}  # key and index of what is a position -> its name
+        for text in self.config.positions:
+            key, part = part_of(text, self._numbers)
+            places = range(*part.indices(int(np.prod(self._numbers[key].shape))))
+            if len(places) != 3:
+                raise ValueError(f"env.positions holds `{text}`: a position is three numbers, x, y and z, as key[0:3]")
+            named |= {(key, i): f"{text}.{axis}" for i, axis in zip(places, "xyz", strict=True)}
+        state = []
+        for key, part in self._state_parts:
+            for i, ends in list(enumerate(_ranges_of(self._numbers[key])))[part]:
+                plain = f"{key}.{i}" if self._numbers[key].shape else key
+                is_position = (key, i) in named
+                state.append(StateSpec(named.get((key, i), plain), *ends, unit="m" if is_position else ""))
+        missing = set(named.values()) - {part.name for part in state}
+        if missing:
+            raise ValueError(f"env.positions names what is not in the state: {', '.join(sorted(missing))}")
+        return state
 
     def _actions(self) -> tuple[ActionSpec, ...]:
         config, space = self.config, self.env.action_space

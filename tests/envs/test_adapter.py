@@ -47,6 +47,25 @@ def test_parts_of_an_observation():
         adapted(state=("mark[1:9]",))
 
 
+def test_positions_are_named():
+    """Catches a hand whose error nobody can tell in centimetres, and a position that is no part of the state."""
+
+    class Deep(Mark):
+        observation_space = gym.spaces.Dict(hand=gym.spaces.Box(-1, 1, (5,)))
+
+        def _seen(self):
+            return {"hand": np.arange(5, dtype=np.float32)}
+
+    spec = Adapter(Deep(render_mode="rgb_array"), "seen", AdapterConfig(positions=("hand[1:4]",))).robot_spec
+    assert spec.positions == ((1, 2, 3),) and [part.unit for part in spec.state] == ["", "m", "m", "m", ""]
+    for wrong, says in ((("hand[0:2]",), "three numbers"), (("arm[0:3]",), "the observation has hand")):
+        with pytest.raises(ValueError, match=says):
+            Adapter(Deep(render_mode="rgb_array"), "seen", AdapterConfig(positions=wrong))
+    with pytest.raises(ValueError, match="not in the state: hand\\[2:5\\].z"):
+        settings = AdapterConfig(state=("hand[0:4]",), positions=("hand[2:5]",))
+        Adapter(Deep(render_mode="rgb_array"), "seen", settings)
+
+
 @pytest.mark.parametrize("stop", [True, False])
 def test_success_is_read_from_info(stop):
     """Catches a success that is never seen, and an episode that goes on, or ends, against the setting."""
