@@ -19,14 +19,20 @@ import numpy as np
 
 HELD_NOTHING, HELD_UNKNOWN = -1, -2
 
+# A camera's pose relative to what it is mounted on, the world or a hand: position in metres, the rotation from its axes
+# as a unit quaternion with w >= 0 (it looks along its -z and its y points up, as in MuJoCo and OpenGL), and its
+# vertical field of view in radians.
+POSE = ("x", "y", "z", "qw", "qx", "qy", "qz", "fovy")
+
 
 @dataclass(frozen=True)
 class CameraSpec:
-    """One camera: pixels, multiples of the frame tokenizer's patch."""
+    """One camera: pixels, multiples of the frame tokenizer's patch. posed: observations may tell its pose, `POSE`."""
 
     name: str
     height: int
     width: int
+    posed: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,8 @@ class Spec:
     # Two specs that meet.
 
     def differences(self, other: Spec) -> list[str]:
-        """What differs, in words; an unknown range differs from nothing. Empty where both are the same robot."""
+        """What differs, in words. Empty where both are the same robot: an unknown range differs from nothing, and a
+        camera whose pose is told can do without."""
         found = []
         for kind in ("cameras", "state", "action"):
             ours, theirs = ({part.name: part for part in getattr(spec, kind)} for spec in (self, other))
@@ -197,7 +204,7 @@ def _unlike(a: CameraSpec | StateSpec | ActionSpec, b: CameraSpec | StateSpec | 
     found = []
     for f in fields(a):
         mine, other = getattr(a, f.name), getattr(b, f.name)
-        unknown = any(isinstance(value, float) and math.isinf(value) for value in (mine, other))
+        unknown = f.name == "posed" or any(isinstance(value, float) and math.isinf(value) for value in (mine, other))
         if mine != other and not unknown:
             found.append(f"{f.name} {mine} against {other}")
     return found
@@ -234,11 +241,13 @@ class Scene:
 class Observation:
     """What the robot sees. Leading dimensions are free (time, robots), and the same for every field.
 
-    images: camera name -> (..., h, w, 3) u8. state: (..., P) f32.
+    images: camera name -> (..., h, w, 3) u8. state: (..., P) f32. poses: camera name -> (..., 8) f32, as `POSE`, of the
+    cameras that tell it; NaN where nobody knows.
     """
 
     images: dict[str, np.ndarray]
     state: np.ndarray
+    poses: dict[str, np.ndarray] = field(default_factory=dict)
 
     def check(self, spec: Spec) -> Observation:
         """Raise ValueError naming the field whose shape, dtype or values are wrong; return self."""
@@ -256,18 +265,23 @@ class Observation:
                 f"got {self.state.dtype} {self.state.shape}"
             )
         check_finite("observation `state`", self.state)
+        for name, pose in self.poses.items():
+            check_pose(f"observation `poses` of {name}", pose, lead)
         return self
 
     def __getitem__(self, index: Any) -> Observation:
         """Some of the leading dimension."""
-        return Observation({name: image[index] for name, image in self.images.items()}, self.state[index])
+        parts = ({name: array[index] for name, array in named.items()} for named in (self.images, self.poses))
+        images, poses = parts
+        return Observation(images, self.state[index], poses)
 
     @classmethod
     def stack(cls, observations: Sequence[Observation]) -> Observation:
         """A new leading dimension."""
-        names = observations[0].images
-        images = {name: np.stack([obs.images[name] for obs in observations]) for name in names}
-        return cls(images, np.stack([obs.state for obs in observations]))
+        first = observations[0]
+        images = {name: np.stack([obs.images[name] for obs in observations]) for name in first.images}
+        poses = {name: np.stack([obs.poses[name] for obs in observations]) for name in first.poses}
+        return cls(images, np.stack([obs.state for obs in observations]), poses)
 
 
 class SimulationError(RuntimeError):
@@ -281,6 +295,19 @@ def check_finite(name: str, value: np.ndarray) -> np.ndarray:
         where = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(f"{name} is not finite at index {where}: {value[where]}. Check the sensor or the policy.")
     return value
+
+
+def check_pose(name: str, pose: np.ndarray, lead: tuple[int, ...]) -> np.ndarray:
+    """Return a pose (*lead, 8) f32, `POSE`; raise ValueError for a wrong shape or type, or one that is half known."""
+    if pose.shape != (*lead, len(POSE)) or pose.dtype != np.float32:
+        raise ValueError(f"{name} must be float32 {(*lead, len(POSE))}, got {pose.dtype} {pose.shape}")
+    known = np.isfinite(pose)
+    if (known.any(-1) != known.all(-1)).any():
+        raise ValueError(f"{name} must be finite, or NaN as a whole where it is not known")
+    length = np.linalg.norm(pose[..., 3:7], axis=-1)
+    if (np.abs(length - 1) > 1e-3).any():  # NaN, which is not known, is not compared
+        raise ValueError(f"{name} must hold a unit quaternion, got one of length {np.nanmax(length):.3f}")
+    return pose
 
 
 def check_action(action: np.ndarray, spec: Spec) -> np.ndarray:
@@ -299,6 +326,9 @@ class Episode:
     was none to ask). `subtask` holds for each step an index into `subtask_names`. The first `off_task_steps` control
     steps did not serve the task (play, given actions): what followed them says nothing of how good it was to be where
     they were taken.
+
+    What a simulator can add, all of it optional: `poses` of the cameras, `views` of the same moments from places where
+    the robot has no camera, and the whole state of the simulation, from which everything can be drawn again.
     """
 
     images: dict[str, np.ndarray]  # camera name -> (T + 1, h, w, 3) u8
@@ -316,6 +346,9 @@ class Episode:
     env_id: str
     seed: int
     spec: Spec
+    poses: dict[str, np.ndarray] = field(default_factory=dict)  # camera or view name -> (T + 1, 8) f32, `POSE`
+    views: dict[str, np.ndarray] = field(default_factory=dict)  # view name -> (T + 1, h, w, 3) u8
+    sim_state: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (T + 1, X) f64, or (0, 0)
     split: str = "train"
     source: str = "sim"  # sim | imagined | robot
     off_task_steps: int = 0
@@ -336,6 +369,8 @@ class Episode:
             "keypoints": ((steps + 1, len(spec.keypoints), 3), np.float32), "held": ((steps + 1,), np.int8),
             "subtask": ((steps,), np.int16),
         }  # fmt: skip
+        if self.sim_state.size:
+            expected["sim_state"] = ((steps + 1, self.sim_state.shape[-1]), np.float64)
         for name, (shape, dtype) in expected.items():
             value = getattr(self, name)
             if value.shape != shape or value.dtype != dtype:
@@ -353,13 +388,25 @@ class Episode:
                 raise ValueError(f"episode field `{name}` leaves the range of `{dim.name}`, {dim.low} to {dim.high}")
         if steps and not 0 <= self.subtask.min() <= self.subtask.max() < len(self.subtask_names):
             raise ValueError("episode field `subtask` points outside `subtask_names`")
+        for name, view in self.views.items():
+            if view.ndim != 4 or view.shape[::3] != (steps + 1, 3) or view.dtype != np.uint8:
+                raise ValueError(f"view `{name}` must be uint8 ({steps + 1}, h, w, 3), got {view.dtype} {view.shape}")
+        unplaced, unknown = set(self.views) - set(self.poses), set(self.poses) - set(self.views) - set(self.images)
+        if unplaced or unknown:
+            raise ValueError(
+                "episode field `poses` must hold every view and nothing that is neither view nor camera: "
+                f"{', '.join(sorted(unplaced | unknown))}"
+            )
+        for name, pose in self.poses.items():
+            check_pose(f"episode field `poses` of {name}", pose, (steps + 1,))
         for name, kind in (("seed", int), ("off_task_steps", int), ("terminated", bool), ("truncated", bool)):
             if type(getattr(self, name)) is not kind:
                 raise ValueError(f"episode field `{name}` must be a plain {kind.__name__}, got {getattr(self, name)!r}")
 
     def obs(self, step: int | slice) -> Observation:
         """The observation before control step `step` (a slice gives a leading time dimension)."""
-        return Observation({name: image[step] for name, image in self.images.items()}, self.state[step])
+        poses = {name: pose[step] for name, pose in self.poses.items() if name in self.images}
+        return Observation({name: image[step] for name, image in self.images.items()}, self.state[step], poses)
 
     @classmethod
     def array_names(cls) -> tuple[str, ...]:

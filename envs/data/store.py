@@ -1,8 +1,8 @@
 """Episodes on disk: one file each, whole or not there.
 
 A file is an `.npz` (readable by `numpy.load`) with the arrays of `envs.types.Episode`, its images as `images/<camera>`,
-the rest of it as JSON in the array `metadata`, and the sha256 of everything before it as the zip's comment. The same
-episode makes the same bytes, so two data sets can be compared with `diff -r`.
+poses and views alike, the rest of it as JSON in the array `metadata`, and the sha256 of everything before it as the
+zip's comment. The same episode makes the same bytes, so two data sets can be compared with `diff -r`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from envs.data.files import remove_leftovers, write_whole
 from envs.data.split import is_held_out
 from envs.types import Episode, Spec
 
-FORMAT = 2  # raised when the layout of a file changes
+FORMAT = 3  # raised when the layout of a file changes; format 2 knew neither poses nor views nor simulator states
+READABLE = (2, FORMAT)
 SUFFIX = ".npz"
-IMAGES = "images/"
+NAMED = ("images", "poses", "views")  # the fields that are arrays by name, each kept as field/name
 DIGEST_CHARS = 64  # sha256 in hexadecimal
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can hold; a real clock would make the bytes differ
 # what a file that is no episode of ours can make numpy, zipfile, zlib and json raise
@@ -139,8 +140,8 @@ class EpisodeStore:
 def to_bytes(episode: Episode) -> bytes:
     """The file of an episode. Equal episodes give equal bytes. ValueError names a field that JSON cannot hold."""
     arrays = {name: getattr(episode, name) for name in Episode.array_names()}
-    arrays |= {IMAGES + camera: frames for camera, frames in episode.images.items()}
-    other = [f.name for f in fields(Episode) if f.name not in (*Episode.array_names(), "images", "spec")]
+    arrays |= {f"{field}/{name}": array for field in NAMED for name, array in getattr(episode, field).items()}
+    other = [f.name for f in fields(Episode) if f.name not in (*Episode.array_names(), *NAMED, "spec")]
     meta = {name: getattr(episode, name) for name in other} | {"spec": episode.spec.to_dict()}
     for name, value in meta.items():
         try:
@@ -173,13 +174,20 @@ def from_bytes(data: bytes, where: str) -> Episode:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             meta = json.loads(archive["metadata"].tobytes())
-            if meta.pop("format") != FORMAT:
-                raise ValueError(f"it is not of format {FORMAT}")
-            arrays = {name: archive[name] for name in Episode.array_names()}
+            written = meta.pop("format")
+            if written not in READABLE:
+                raise ValueError(f"it is of format {written}, and not of format {' or '.join(map(str, READABLE))}")
+            found = set(archive.files) - {"metadata"}
+            arrays = {name: archive[name] for name in found if "/" not in name}
             spec = Spec.from_dict(meta["spec"])
-            images = {camera.name: archive[IMAGES + camera.name] for camera in spec.cameras}
+            named = {field: {} for field in NAMED}
+            for name in sorted(found):
+                field, slash, key = name.partition("/")
+                if slash:
+                    named[field][key] = archive[name]
+            named["images"] = {camera.name: named["images"][camera.name] for camera in spec.cameras}  # in its order
         rest: dict[str, Any] = {**meta, "spec": spec, "subtask_names": tuple(meta["subtask_names"])}
-        return Episode(images=images, **arrays, **rest)
+        return Episode(**named, **arrays, **rest)
     except UNREADABLE as error:
         raise EpisodeError(
             f"episode {where} is not one that this version reads: {error}. Delete it and collect its seed again."

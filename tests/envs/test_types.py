@@ -123,3 +123,29 @@ def test_actions_are_cut_to_each_dimension():
         check_action(np.zeros(7), TWO_ARMS)
     with pytest.raises(ValueError, match="not finite at index"):
         check_action(np.array([0, np.nan, 0]), TWO_ARMS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda pose: pose[:, :7], "must be float32"),
+        (lambda pose: pose * np.float32([1, 1, 1, 2, 2, 2, 2, 1]), "unit quaternion"),
+        (lambda pose: np.where(np.arange(8) == 2, np.nan, pose).astype(np.float32), "NaN as a whole"),
+    ],
+)
+def test_a_pose_that_is_none_is_refused(make_episode, change, message):
+    """Catches a pose in another convention, or with a hole, that a model would be told as the truth."""
+    episode = make_episode(0)
+    pose = np.tile(np.float32([0, 0, 1, 1, 0, 0, 0, 0.7]), (len(episode) + 1, 1))
+    assert replace(episode, poses={"main": pose}).obs(0).check(SPEC).poses["main"].shape == (8,)
+    replace(episode, poses={"main": np.full_like(pose, np.nan)})  # nobody knows
+    with pytest.raises(ValueError, match=message):
+        replace(episode, poses={"main": change(pose)})
+    with pytest.raises(ValueError, match="neither view nor camera: top"):
+        replace(episode, poses={"top": pose})
+
+
+def test_a_camera_that_tells_its_pose_is_the_same_camera():
+    """Catches a checkpoint that reads no poses being refused by a robot that tells them."""
+    told = replace(SPEC, cameras=tuple(replace(camera, posed=True) for camera in SPEC.cameras))
+    assert told.differences(replace(SPEC, cameras=tuple(replace(c, posed=False) for c in SPEC.cameras))) == []

@@ -1,14 +1,17 @@
 import errno
+import hashlib
+import io
 import os
 import subprocess
 import sys
 import textwrap
+import zipfile
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
-from envs.data.store import EpisodeError, EpisodeStore, to_bytes
+from envs.data.store import DIGEST_CHARS, EpisodeError, EpisodeStore, to_bytes
 from envs.types import Episode
 
 
@@ -75,7 +78,7 @@ def test_other_format_is_refused(tmp_path, make_episode, monkeypatch):
     monkeypatch.setattr("envs.data.store.FORMAT", 99)
     store.write(make_episode(0), "later")
     monkeypatch.undo()
-    with pytest.raises(EpisodeError, match=r"later\.npz.*format 2"):
+    with pytest.raises(EpisodeError, match=r"later\.npz.*format 99.*format 2 or 3"):
         store.read("later")
 
 
@@ -208,3 +211,36 @@ def test_a_folder_without_episodes_is_named(tmp_path):
         EpisodeStore(tmp_path / "fold_hafl").require()
     with pytest.raises(EpisodeError, match="holds no episodes"):
         EpisodeStore(tmp_path).require()
+
+
+def test_what_a_simulator_adds_survives(tmp_path, make_episode):
+    """Poses, views and simulator states come back bit for bit; a float32 state would replay another episode."""
+    plain = make_episode(0)
+    count, rng = len(plain) + 1, np.random.default_rng(0)
+    pose = np.tile(np.float32([0.5, 0, 1.4, 1, 0, 0, 0, 0.66]), (count, 1))
+    view = rng.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+    sim_state = rng.normal(size=(count, 7))
+    main = plain.spec.cameras[0].name
+    episode = replace(plain, poses={main: pose, "top": pose}, views={"top": view}, sim_state=sim_state)
+    store = EpisodeStore(tmp_path)
+    store.write(episode, "a")
+    back = store.read("a")
+    assert np.array_equal(back.sim_state, sim_state) and np.array_equal(back.views["top"], view)
+    assert list(back.poses) == [main, "top"] and np.array_equal(back.poses[main], pose)
+    assert np.array_equal(back.obs(1).poses[main], pose[1]) and "top" not in back.obs(1).poses
+
+
+def test_episodes_of_the_format_before_are_read(tmp_path, make_episode, monkeypatch):
+    """A folder that was collected before poses and simulator states were kept must stay usable."""
+    monkeypatch.setattr("envs.data.store.FORMAT", 2)
+    data = to_bytes(make_episode(0))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as new, zipfile.ZipFile(buffer, "w") as old:
+        for name in new.namelist():
+            if name != "sim_state.npy":
+                old.writestr(name, new.read(name))
+        old.comment = new.comment
+    body = buffer.getvalue()[:-DIGEST_CHARS]
+    (tmp_path / "before.npz").write_bytes(body + hashlib.sha256(body).hexdigest().encode())
+    back = EpisodeStore(tmp_path).read("before")
+    assert len(back) == len(make_episode(0)) and back.poses == {} and back.sim_state.size == 0
