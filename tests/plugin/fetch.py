@@ -7,7 +7,7 @@ CAMERA = {"distance": 0.8, "azimuth": 90.0, "elevation": -45.0, "lookat": np.arr
 LOOK = {"width": 64, "height": 64, "default_camera_config": CAMERA}
 
 for name in ("FetchReach-v4", "FetchPush-v4"):
-    world = {"id": f"gymnasium_robotics:{name}", "render_mode": "rgb_array", **LOOK}
+    world = {"id": f"gymnasium_robotics:{name}", "render_mode": "rgb_array", "max_episode_steps": 1000, **LOOK}
     gym.register(f"Near{name}", gym.make, max_episode_steps=50, kwargs=world)
 
 
