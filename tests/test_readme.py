@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ def check_origin(report: dict[str, Any], titles: str, where: str) -> None:
 
 def is_made_with(report: dict[str, Any], code: str) -> bool:
     """Whether a setting, a split, a policy or a checkpoint begins with these letters."""
-    settings = str(report.get("command")).split()
+    settings = shlex.split(str(report.get("command")))
     values = [setting.partition("=")[2] for setting in settings]
     names = [str(report.get("split")), str(report.get("policy")), (report.get("checkpoint") or {}).get("name", "")]
     return any(text.startswith(code) for text in [*settings, *values, *names])
