@@ -19,8 +19,8 @@ from tqdm import tqdm
 from agent.build import EnvConfig, env_config, make_env, require_expert
 from agent.launch.command import clear_errors, start
 from envs.data.store import EpisodeStore
-from envs.types import Episode, Observation, Scene
-from policies.base import SinglePolicy, ask, batched
+from envs.types import Episode, Scene
+from policies.base import SinglePolicy, ask_one
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def relabelled(episode: Episode, expert: SinglePolicy, stages: tuple[str, ...]) 
         position, opening = episode.state[step, hand], float(episode.state[step, jaws])
         stage = stages.index(episode.subtask_names[episode.subtask[step]])
         scene = Scene(episode.keypoints[step], int(episode.held[step]), stage, opening, position)
-        (label,), (state,) = ask(batched(expert), Observation.stack([episode.obs(step)]), [state], [scene])
-        labels[step] = np.clip(label[0], episode.spec.action_low, episode.spec.action_high)
+        chunk, state = ask_one(expert, episode.obs(step), state, scene)
+        labels[step] = np.clip(chunk[0], episode.spec.action_low, episode.spec.action_high)
     return replace(episode, expert=labels)
 
 

@@ -92,3 +92,11 @@ def ask(
     if getattr(policy, "privileged", False):
         return policy.act(observations, states, scenes)
     return policy.act(observations, states)
+
+
+def ask_one(
+    policy: Policy | SinglePolicy, observation: Observation, state: Any, scene: Scene | Any
+) -> tuple[np.ndarray, Any]:
+    """One robot's chunk (M, A) and new state, from whatever policy; the scene where it may read it."""
+    chunks, (after,) = ask(batched(policy), Observation.stack([observation]), [state], [scene])
+    return chunks[0], after

@@ -18,7 +18,7 @@ from gymnasium.vector import SyncVectorEnv
 
 from envs.adapter import vector
 from envs.types import Episode, Observation, Spec
-from policies.base import SinglePolicy, ask, batched
+from policies.base import SinglePolicy, ask_one
 from policies.rollout import Step, rollout
 
 WAYS = ("push", "push with the jaws reversed", "advice with the jaws reversed", "advice with noise")
@@ -73,7 +73,7 @@ class ReplayThenPolicy:
         done = state.off_task_steps
         if done < len(self.actions):
             return self.actions[done][None], replace(state, off_task_steps=done + 1)
-        (chunk,), (then,) = ask(batched(self.then), Observation.stack([observation]), [state.then], [scene])
+        chunk, then = ask_one(self.then, observation, state.then, scene)
         return chunk[:1], replace(state, then=then)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from envs.types import Observation, Spec
-from policies.base import SinglePolicy, ask, batched
+from policies.base import SinglePolicy, ask_one
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,7 @@ class Perturbed:
         rng, often, spec = state.rng, 4.0 if state.hopeless else 1.0, self.spec
         half, middle = (spec.action_high - spec.action_low) / 2, (spec.action_high + spec.action_low) / 2
         count, jaws = len(state.noise), list(spec.grippers)
-        one = Observation.stack([observation])
-        (clean, *_), (expert,) = ask(batched(self.expert), one, [state.expert], [scene])
+        clean, expert = ask_one(self.expert, observation, state.expert, scene)
         action = clean[0].copy()
         spread = state.scale * np.sqrt(1 - self.correlation**2)
         noise = self.correlation * state.noise + rng.normal(0, spread, count)

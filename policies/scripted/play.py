@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from envs.types import Observation, Scene
-from policies.base import Policy, SinglePolicy, ask, batched
+from policies.base import Policy, SinglePolicy, ask_one
 from policies.scripted.motion import ACTION_DIM, OPEN, TABLE_HEIGHT, move
 
 
@@ -66,9 +66,8 @@ class Play:
         """One action, (1, A)."""
         if state.left == 0:
             if not len(state.pending):
-                one = Observation.stack([observation])
-                chunks, (after,) = ask(batched(self.then), one, [state.then], [scene])
-                state = replace(state, then=after, pending=chunks[0, : self.then.execute])
+                chunk, after = ask_one(self.then, observation, state.then, scene)
+                state = replace(state, then=after, pending=chunk[: self.then.execute])
             return state.pending[:1], replace(state, pending=state.pending[1:])
         here = observation.state[:3].astype(np.float64)
         arrived = state.goal is not None and not state.waits and np.linalg.norm(state.goal - here) < 0.02

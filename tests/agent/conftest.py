@@ -1,4 +1,4 @@
-"""What the verbs need to be tested: an environment without a simulator, its expert, and an untrained checkpoint."""
+"""What the commands need to be tested: an environment without a simulator, its expert, and an untrained checkpoint."""
 
 import gymnasium as gym
 import pytest
