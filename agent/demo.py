@@ -37,6 +37,7 @@ from world_model.model import WorldModel
 
 CAMERA = 320  # pixels, the real camera in the film
 SHEET_CAMERA = 128  # pixels, in the picture of one decision
+LAST_S = 1.0  # seconds for which the film shows how it ended
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Recorder:
     bar: tqdm
     due: dict[int, np.ndarray] = field(default_factory=dict)  # control step -> the frame imagined for it
     shown: np.ndarray | None = None
+    frame: np.ndarray | None = None  # the film's last one
     widest: Decision | None = None
     saved: Any = None  # the simulator's state before the next control step
 
@@ -101,7 +103,8 @@ class Recorder:
             plan.scores if plan else None, plan.chosen if plan else None, step.info["success"],
             f"imagined {self.acting.chunk / rate:.1f} s ago",
         )  # fmt: skip
-        self.film.add(draw(moment))
+        self.frame = draw(moment)
+        self.film.add(self.frame)
         self.bar.set_postfix_str(step.info["subtask"] + (f", value {plan.value:.2f}" if plan else ""))
         self.bar.update()
 
@@ -130,6 +133,8 @@ def run(cfg: DemoConfig, command: str) -> tuple[dict[str, Any], list[Path]]:
         with film(film_path, rate) as open_film, tqdm(total=limit, unit="step", desc=cfg.env.label) as bar:
             recorder = Recorder(env, policy, open_film, bar)
             (result,) = rollout(envs, policy, [cfg.seed], on_step=recorder.watch)
+            for _ in range(round(LAST_S * rate)):  # a success ends the episode, which nobody could see otherwise
+                open_film.add(recorder.frame)
         if recorder.widest:
             draw_decision(sheet_path, env, policy.acting.model, recorder.widest, cfg.futures)
             written.append(sheet_path)

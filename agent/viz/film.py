@@ -16,9 +16,11 @@ matplotlib.use("Agg")  # draws into files; a machine without a screen has no oth
 import matplotlib.pyplot as plt  # noqa: E402
 
 VIEW = 320  # pixels, height and width of each of the two views
-HEADER, STRIP = 28, 108  # pixels, above and below the views
+HEADER, STRIP = 28, 132  # pixels, above and below the views
+MARGIN = 10  # pixels around text
 BACKGROUND, INK, FAINT = (18, 20, 24), (235, 235, 235), (130, 136, 145)
 BAR, OWN, CHOSEN = (74, 90, 110), (92, 158, 214), (245, 166, 35)
+OWN_ON_WHITE, CHOSEN_ON_WHITE = (30, 100, 160), (176, 98, 0)  # the same two, dark enough to be read as text
 
 
 @dataclass(frozen=True)
@@ -46,28 +48,46 @@ def draw(moment: Moment) -> np.ndarray:
     canvas = Image.new("RGB", (2 * VIEW, HEADER + VIEW + STRIP), BACKGROUND)
     pen = ImageDraw.Draw(canvas)
     text, small = ImageFont.load_default(15), ImageFont.load_default(12)
-    pen.text((10, 6), "camera", INK, text)
-    pen.text((VIEW + 10, 6), moment.imagined_label, INK, text)
+    pen.text((MARGIN, 6), "camera", INK, text)
+    pen.text((VIEW + MARGIN, 6), moment.imagined_label, INK, text)
     canvas.paste(_square(moment.real), (0, HEADER))
     if moment.imagined is None:
         pen.text((VIEW + VIEW // 2, HEADER + VIEW // 2), "nothing imagined yet", FAINT, text, anchor="mm")
     else:
         canvas.paste(_square(moment.imagined), (VIEW, HEADER))
+        pen.line((VIEW, HEADER, VIEW, HEADER + VIEW), BACKGROUND, width=2)  # two pictures, not one
 
-    top = HEADER + VIEW
-    pen.text((10, top + 8), moment.instruction, INK, text)
-    state = "done" if moment.success else moment.subtask
-    pen.text((10, top + 32), state, CHOSEN if moment.success else FAINT, small)
-    pen.text((10, top + 52), f"step {moment.step}   {moment.seconds:.1f} s", FAINT, small)
+    top, width = HEADER + VIEW, VIEW - 2 * MARGIN
+    pen.text((MARGIN, top + 8), _fitting(moment.instruction, text, width), INK, text)
+    state = "done" if moment.success else _fitting(moment.subtask, small, width)
+    pen.text((MARGIN, top + 34), state, CHOSEN if moment.success else FAINT, small)
+    pen.text((MARGIN, top + 56), f"step {moment.step}   {moment.seconds:.1f} s", FAINT, small)
     if moment.scores is not None and len(moment.scores) and np.isfinite(moment.scores).all():
-        best = float(moment.scores[moment.chosen])
-        pen.text((10, top + 78), f"value of the chosen future {best:.2f}", CHOSEN, small)
-        _bars(pen, moment.scores, moment.chosen, (VIEW, top + 10, 2 * VIEW - 10, top + STRIP - 26))
-        pen.text((VIEW, top + STRIP - 20), f"{len(moment.scores)} futures, best first", FAINT, small)
-        for x, colour, name in ((VIEW + 152, CHOSEN, "chosen"), (VIEW + 216, OWN, "without search")):
-            pen.rectangle((x, top + STRIP - 17, x + 8, top + STRIP - 9), fill=colour)
-            pen.text((x + 13, top + STRIP - 20), name, FAINT, small)
+        value = float(moment.scores[moment.chosen])
+        pen.text((MARGIN, top + STRIP - 22), f"value of the chosen future {value:.2f}", CHOSEN, small)
+        _bars(pen, moment.scores, moment.chosen, (VIEW + MARGIN, top + 10, 2 * VIEW - MARGIN, top + STRIP - 44))
+        ends = f"from {moment.scores.max():.2f} to {moment.scores.min():.2f}"
+        pen.text((VIEW + MARGIN, top + STRIP - 40), f"{len(moment.scores)} futures, values {ends}", FAINT, small)
+        x = VIEW + MARGIN
+        for colour, name in _legend(moment.chosen):
+            pen.rectangle((x, top + STRIP - 18, x + 8, top + STRIP - 10), fill=colour)
+            pen.text((x + 13, top + STRIP - 22), name, FAINT, small)
+            x += 30 + int(small.getlength(name))
     return np.asarray(canvas)
+
+
+def _legend(chosen: int) -> list[tuple[tuple[int, int, int], str]]:
+    """What the colours of bars mean; the model's own chunk is row 0, and has no bar of its own where it is chosen."""
+    return [(CHOSEN, "chosen, as without search")] if chosen == 0 else [(CHOSEN, "chosen"), (OWN, "without search")]
+
+
+def _fitting(words: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The words, cut where they would run into what stands beside them."""
+    if font.getlength(words) <= width:
+        return words
+    while words and font.getlength(words + " ...") > width:
+        words = words[:-1]
+    return words.rstrip() + " ..."
 
 
 def _square(image: np.ndarray) -> Image.Image:
@@ -148,10 +168,15 @@ def sheet(path: Path, now: np.ndarray, futures: Sequence[Future], title: str, co
         true = np.full_like(future.imagined, 255) if future.true is None else _fit(future.true, future.imagined)
         gap = np.full((len(true), 2, 3), 255, np.uint8)
         axis.imshow(np.concatenate([future.imagined, gap, true], axis=1), interpolation="bicubic")
-        name = "  chosen" * future.chosen + "  without search" * future.own
-        colour = [c / 255 for c in CHOSEN] if future.chosen else [c / 255 for c in OWN] if future.own else "black"
-        axis.set_title(f"{future.score:.3f}{name}", fontsize=9, color=colour)
-    figure.suptitle(f"{title}\neach future: imagined (left), what the simulator says follows (right)", fontsize=10)
+        name, colour = "", (0, 0, 0)
+        if future.own:
+            name, colour = "without search", OWN_ON_WHITE
+        if future.chosen:
+            name, colour = f"chosen{', as ' * future.own}{name}", CHOSEN_ON_WHITE
+        style = {"color": [c / 255 for c in colour], "fontweight": "bold" if name else "normal", "fontsize": 9}
+        axis.set_title(f"{future.score:.3f}  {name}".rstrip(), **style)
+    explained = "each future: its value; imagined (left), what the simulator makes of the same actions (right)"
+    figure.suptitle(f"{title}\n{explained}", fontsize=10)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

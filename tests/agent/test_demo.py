@@ -143,7 +143,7 @@ def test_everything_is_written(tmp_path, world):
     with av.open(str(written[0])) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.pix_fmt, int(stream.average_rate)) == ("h264", "yuv420p", 20)
-        assert stream.height >= 256 and sum(1 for _ in container.decode(stream)) == STEPS
+        assert stream.height >= 256 and sum(1 for _ in container.decode(stream)) == STEPS + 20  # the end for a second
     assert written[1].stat().st_size > 5000
 
 
@@ -213,6 +213,14 @@ def test_bars_mark_the_chosen_future_and_the_models_own():
     chosen, own = ((row == colour).all(-1).nonzero()[0] for colour in (CHOSEN, OWN))
     assert len(chosen) and len(own) and chosen.max() < own.min()
     assert not (draw(Moment(view, None, "fold", "grasp", 3, 0.15))[HEADER + VIEW + 80, VIEW:] == CHOSEN).all(-1).any()
+
+
+def test_long_words_stay_in_their_half():
+    """Catches an instruction that runs into the bars beside it."""
+    view, scores = np.zeros((8, 8, 3), np.uint8), np.array([0.2, 0.9, 0.5])
+    short, long = (draw(Moment(view, view, words, words, 3, 0.15, scores, 1)) for words in ("fold", "fold it " * 20))
+    beside = slice(HEADER + VIEW, None), slice(VIEW - 5, None)
+    assert (short[beside] == long[beside]).all() and (short != long).any()
 
 
 def test_a_sheet_holds_any_number_of_futures(tmp_path):
