@@ -345,9 +345,12 @@ class WorldModel(nn.Module):
         return Imagination(**joined)
 
     def read_next(self, hidden: Tensor, image: Tensor, state: Tensor) -> Imagination:
-        """Read `next`: hidden (N, next, width), the observation that it edits -> one step, without actions."""
+        """Read `next`: hidden (N, next or outcome, width), the observation that it edits -> one step, without actions;
+        of an outcome without images, too."""
         at, bins = self.layout, self.vocab.state
-        image_h, state_h, belief_h = hidden.split([at.image_ids, at.state_dim, at.beliefs], dim=1)
+        drawn = hidden.shape[1] - at.outcome
+        image_h, state_h, belief_h = hidden.split([drawn, at.state_dim, at.beliefs], dim=1)
+        image = image[:, :drawn]
         ids = self.codes(image_h, image).best()  # (N, K)
         probs = self.logits(state_h, bins).softmax(-1)  # (N, P, 256)
         moved = expected_bin(probs) - bins.size // 2
