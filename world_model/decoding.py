@@ -33,6 +33,7 @@ def parallel(
     instruction, now = _instruction_and_now(model, cache)
     past = (cache.kv,)  # what the next ids see; its parts are never copied into one
     image, state = serve(cache.image, rows), serve(cache.state, rows)  # (rows, K), (rows, P)
+    wanted = slice(None if images else 0)  # of each image's ids
     obs_slots, chunk_slots = model.step_slots[: at.obs], model.step_slots[at.obs :]
     done = None
     for i, code in enumerate(codes):
@@ -52,17 +53,20 @@ def parallel(
         segments = (Segment(at.chunk), Segment(len(next_slots), (0,), causal=False))
         hidden, new = model.run(ids, slots, types, positions, segments, past, first=1)
         future = model.read_next(hidden, image, state)
-        yield replace(future, actions=model.actions.decode(code)[:, None])
+        seen = {name: getattr(future, name)[:, :, wanted] for name in ("image_ids", "hidden", "before")}
+        yield replace(future, actions=model.actions.decode(code)[:, None], **seen)
 
         image, state = future.image_ids[:, 0], at.to_bins(future.state[:, 0])
         step, done = step + 1, new.part(0, at.chunk)
 
 
 def autoregressive(
-    model: WorldModel, cache: Cache, codes: Sequence[Tensor | None], rows: int
-) -> Iterator[Imagination]:  # fmt: skip
+    model: WorldModel, cache: Cache, codes: Sequence[Tensor | None], rows: int, images: bool = True
+) -> Iterator[Imagination]:
     """Every id after the one before, the likeliest each time: the slow reference, but not slower than it must be. What
     all candidates share is held once, and what is new is written to its place in memory that is there from the start.
+
+    images: makes no difference, because the ids that follow are read from them.
     """
     at, vocab, step = model.layout, model.vocab, cache.step[:, None]
     instruction, now = _instruction_and_now(model, cache)

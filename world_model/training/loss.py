@@ -32,10 +32,14 @@ class LossWeights:
     causal: float = 1.0  # times the above, for the next-token reading of causal ids
     changed: float = 4.0  # times the image's, for ids that differ from the current image's
     causal_images: int = 1  # model steps at a window's end whose images are also read id by id; all cost 15 % more
+    # Share of training steps in which the next observation is predicted without its images, which is how a search asks.
+    imageless: float = 0.0
 
     def __post_init__(self) -> None:
         if min(vars(self).values()) < 0:
             raise ValueError(f"the weights of the loss must be 0 or more, got {self}")
+        if self.imageless > 1:
+            raise ValueError(f"`imageless` is a share of training steps, 0 to 1, got {self.imageless}")
 
 
 @dataclass(frozen=True)
