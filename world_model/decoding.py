@@ -21,18 +21,22 @@ if TYPE_CHECKING:
     from world_model.model import Cache, Imagination, WorldModel
 
 
-def parallel(model: WorldModel, cache: Cache, codes: Sequence[Tensor | None], rows: int) -> Iterator[Imagination]:
+def parallel(
+    model: WorldModel, cache: Cache, codes: Sequence[Tensor | None], rows: int, images: bool = True
+) -> Iterator[Imagination]:
     """Every id of the next observation at once, as an edit of this one. A pass commits the chunk and predicts what
-    follows beside it; another commits what followed."""
+    follows beside it; another commits what followed.
+
+    images: whether the last step is to have any; without them it is a fraction of the work.
+    """
     at, step = model.layout, cache.step[:, None]  # step (R, 1)
     instruction, now = _instruction_and_now(model, cache)
     past = (cache.kv,)  # what the next ids see; its parts are never copied into one
     image, state = serve(cache.image, rows), serve(cache.state, rows)  # (rows, K), (rows, P)
-    segments = (Segment(at.chunk), Segment(at.next, (0,), causal=False))
+    wanted = slice(None if images else 0)  # of each image's ids
     obs_slots, chunk_slots = model.step_slots[: at.obs], model.step_slots[at.obs :]
-    slots = torch.cat([chunk_slots, model.next_slots])
     done = None
-    for code in codes:
+    for i, code in enumerate(codes):
         if done is not None:  # the next step sees the instruction and this step alone
             before = (instruction, now, done)
             now = model.remember(at.obs_ids(image, state), obs_slots, CAUSAL, at.position_ids(obs_slots, step), before)
@@ -40,22 +44,29 @@ def parallel(model: WorldModel, cache: Cache, codes: Sequence[Tensor | None], ro
         if code is None:
             there = replace(cache, kv=join(past, rows), step=step[:, 0], image=image, state=state)
             code = model.actions.encode(model.likeliest(model.read(there)), check=False)
-        ids = torch.cat([at.chunk_ids(code), at.next_ids(image, state)], dim=1)
-        positions = [at.position_ids(chunk_slots, step), at.position_ids(model.next_slots, step + 1)]
+        drawn = images or i + 1 < len(codes)
+        next_slots = model.next_slots if drawn else model.next_slots[-at.outcome :]
+        ids = torch.cat([at.chunk_ids(code), at.next_ids(image, state, drawn)], dim=1)
+        positions = [at.position_ids(chunk_slots, step), at.position_ids(next_slots, step + 1)]
         positions = torch.cat(positions, dim=1)
-        hidden, new = model.run(ids, slots, model.chunk_next_types, positions, segments, past, first=1)
+        slots, types = torch.cat([chunk_slots, next_slots]), model.chunk_next_types[: ids.shape[1]]
+        segments = (Segment(at.chunk), Segment(len(next_slots), (0,), causal=False))
+        hidden, new = model.run(ids, slots, types, positions, segments, past, first=1)
         future = model.read_next(hidden, image, state)
-        yield replace(future, actions=model.actions.decode(code)[:, None])
+        seen = {name: getattr(future, name)[:, :, wanted] for name in ("image_ids", "hidden", "before")}
+        yield replace(future, actions=model.actions.decode(code)[:, None], **seen)
 
         image, state = future.image_ids[:, 0], at.to_bins(future.state[:, 0])
         step, done = step + 1, new.part(0, at.chunk)
 
 
 def autoregressive(
-    model: WorldModel, cache: Cache, codes: Sequence[Tensor | None], rows: int
-) -> Iterator[Imagination]:  # fmt: skip
+    model: WorldModel, cache: Cache, codes: Sequence[Tensor | None], rows: int, images: bool = True
+) -> Iterator[Imagination]:
     """Every id after the one before, the likeliest each time: the slow reference, but not slower than it must be. What
     all candidates share is held once, and what is new is written to its place in memory that is there from the start.
+
+    images: makes no difference, because the ids that follow are read from them.
     """
     at, vocab, step = model.layout, model.vocab, cache.step[:, None]
     instruction, now = _instruction_and_now(model, cache)

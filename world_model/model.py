@@ -124,7 +124,7 @@ class Imagination:
     keypoints: Tensor  # (R, N, H, n, 3) m
     uncertainty: Tensor  # (R, N, H), standard deviations of this step and those before, added up; see `WorldModel`
     hidden: Tensor  # (R, N, H, K, width) what the image ids were read from; empty after autoregressive decoding
-    before: Tensor  # (R, N, H, K) the ids of the model step before
+    before: Tensor  # (R, N, H, K) the ids of the model step before; K is 0 here and above where no images were wanted
 
     def __getitem__(self, robots: int | slice) -> Imagination:
         """One robot's futures, fields (N, H, ...), or those of some robots."""
@@ -309,12 +309,16 @@ class WorldModel(nn.Module):
         return self.actions.decode_median(readout.coefs, readout.gripper)
 
     @torch.no_grad()
-    def imagine(self, cache: Cache, actions: Tensor, decode: str = "parallel", follow: int = 0) -> Imagination:
+    def imagine(
+        self, cache: Cache, actions: Tensor, decode: str = "parallel", follow: int = 0, images: bool = True
+    ) -> Imagination:
         """What N sequences of H chunks of each of R robots lead to.
 
         cache: of R rows; never changed. actions: (R, N, H, M, A) in the robot's units; a sequence that holds NaN has
         the value NaN. decode: `parallel`, all ids of a model step at once, or `autoregressive`, id by id, the slow
-        reference. follow: model steps beyond H in which the model acts on by its own likeliest chunks.
+        reference. follow: model steps beyond H in which the model acts on by its own likeliest chunks. images: whether
+        any are wanted; a search needs none, and parallel decoding then leaves out those of the last step. ValueError
+        where the model was not taught that.
         """
         if actions.ndim != 5 or actions.shape[3:] != (self.actions.chunk, self.actions.action_dim):
             expected = f"(R, N, H, {self.actions.chunk}, {self.actions.action_dim})"
@@ -325,13 +329,15 @@ class WorldModel(nn.Module):
         decoders = {"parallel": decoding.parallel, "autoregressive": decoding.autoregressive}
         if decode not in decoders:
             raise ValueError(f"decode must be one of {', '.join(decoders)}, got {decode!r}")
+        if not (images or self.imagines_without_images):
+            raise ValueError("this model was trained with `model.weights.imageless=0`: imagine with images=True")
         actions = actions.to(self.device, torch.float32)
         codes = self.actions.encode(actions, check=False)  # (R, N, H, Ka)
         together = max(1, CPU_ROWS // robots) if decode == "parallel" and self.device.type == "cpu" else candidates
         blocks = []
         for block in codes.split(together, dim=1):
             chunks = [*block.flatten(0, 1).unbind(1), *[None] * follow]
-            steps = list(decoders[decode](self, cache, chunks, block.shape[0] * block.shape[1]))
+            steps = list(decoders[decode](self, cache, chunks, block.shape[0] * block.shape[1], images))
             blocks.append({
                 name: torch.cat([getattr(step, name) for step in steps], dim=1).unflatten(0, block.shape[:2])
                 for name in FIELDS
@@ -344,10 +350,18 @@ class WorldModel(nn.Module):
         joined["value"] = joined["value"].masked_fill(unsound[..., None], torch.nan)
         return Imagination(**joined)
 
+    @property
+    def imagines_without_images(self) -> bool:
+        """Whether it was taught to say what a future is worth without drawing it."""
+        return self.config.weights.imageless > 0
+
     def read_next(self, hidden: Tensor, image: Tensor, state: Tensor) -> Imagination:
-        """Read `next`: hidden (N, next, width), the observation that it edits -> one step, without actions."""
+        """Read `next`: hidden (N, next or outcome, width), the observation that it edits -> one step, without actions;
+        of an outcome without images, too."""
         at, bins = self.layout, self.vocab.state
-        image_h, state_h, belief_h = hidden.split([at.image_ids, at.state_dim, at.beliefs], dim=1)
+        drawn = hidden.shape[1] - at.outcome
+        image_h, state_h, belief_h = hidden.split([drawn, at.state_dim, at.beliefs], dim=1)
+        image = image[:, :drawn]
         ids = self.codes(image_h, image).best()  # (N, K)
         probs = self.logits(state_h, bins).softmax(-1)  # (N, P, 256)
         moved = expected_bin(probs) - bins.size // 2
@@ -404,8 +418,10 @@ class WorldModel(nn.Module):
     @torch.no_grad()
     def decode_frames(self, imagination: Imagination, rows: Tensor | slice = slice(None)) -> dict[str, Tensor]:
         """Images of some of one robot's futures, (N, H, ...) as `imagination[robot]` has them, from the mean latent
-        under each id's distribution -> each camera's (n, H, h, w, 3) u8."""
+        under each id's distribution -> each camera's (n, H, h, w, 3) u8. ValueError where none were imagined."""
         hidden, before = imagination.hidden[rows], imagination.before[rows]
+        if not before.shape[-1]:
+            raise ValueError("these futures were imagined without images: imagine them with images=True")
         if not hidden.shape[-1]:  # decoded id by id
             return self.frames(imagination.image_ids[rows])
         return self.frame_tokenizer.decode_all_latents(self.codes(hidden, before).mean_latents())  # (n, H, K, d)

@@ -181,8 +181,9 @@ def train(config: TrainConfig, data: Data) -> Iterator[tuple[Progress, dict[str,
         rng = torch.Generator().manual_seed(config.seed * 1_000_003 + progress.step)
         first = int(torch.randint(config.first_steps + 1, (), generator=rng))
         starts, change = batch_starts(config, len(data.train), progress.step), augment.draw(config.batch, rng)
+        images = bool(torch.rand((), generator=rng) >= model.config.weights.imageless)
         batch = data.train.batch(starts, config.window, change)
-        losses = batch_losses(model, batch.to(model.device), first)
+        losses = batch_losses(model, batch.to(model.device), first, images)
         optimizer.zero_grad()
         losses.total.backward()
         nn.utils.clip_grad_norm_(trained, config.clip)
@@ -303,7 +304,7 @@ def measure(config: TrainConfig, data: Data, steps: int) -> dict:
 
 def summary(progress: Progress, losses: dict[str, float], found: dict[str, float]) -> str:
     names = ("next_image", "next_state", "expert_action", "value")
-    both = {name: (losses[name], found[f"{name}_nats"]) for name in names if f"{name}_nats" in found}
+    both = {name: (losses[name], found[f"{name}_nats"]) for name in names if name in losses and f"{name}_nats" in found}
     shown = "  ".join(f"{name} {trained:.3f}/{unseen:.3f}" for name, (trained, unseen) in both.items())
     shuffled = found["next_image_nats_shuffled"]
     return f"step {progress.step:6d}  trained/held out: {shown}  next_image, shuffled actions {shuffled:.3f}"

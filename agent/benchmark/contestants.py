@@ -27,6 +27,7 @@ from world_model.training.loss import batch_losses
 
 FRAMES = "imagined frames"  # one is a model step of one candidate, with the images of all cameras
 PARALLEL = "parallel"
+WITHOUT_IMAGES = "parallel, without images: what a search asks for"
 AUTOREGRESSIVE = "autoregressive, preallocated cache, prefix held once"
 AUTOREGRESSIVE_COPIES = "autoregressive, preallocated cache, prefix in every row"
 REREADING = "autoregressive, re-reading everything (from 3 of all lengths)"
@@ -45,9 +46,12 @@ def decoders(model: WorldModel, cache: Cache, actions: Tensor, rereading: bool =
     alone = actions.transpose(0, 1)  # (N, 1, 1, M, A)
     ways: dict[str, Callable[[], Any]] = {
         PARALLEL: lambda: model.imagine(cache, actions),
+        WITHOUT_IMAGES: lambda: model.imagine(cache, actions, images=False),
         AUTOREGRESSIVE: lambda: model.imagine(cache, actions, "autoregressive"),
         AUTOREGRESSIVE_COPIES: lambda: model.imagine(copied(), alone, "autoregressive"),
     }
+    if not model.imagines_without_images:
+        del ways[WITHOUT_IMAGES]
     found = {name: Contestant(run, candidates, FRAMES, counted=True) for name, run in ways.items()}
     if rereading:
         times = model.layout.obs / len(READ)

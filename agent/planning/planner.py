@@ -46,9 +46,14 @@ class Imagines(Protocol):
         """-> (R, n, M, A) chunks in the robot's units; the first of each robot is the likeliest. joint: the ids of the
         others are drawn one after the other."""
 
-    def imagine(self, cache: Any, actions: Tensor, decode: str, follow: int) -> Imagination:
+    @property
+    def imagines_without_images(self) -> bool:
+        """Whether `imagine` can leave out the images."""
+
+    def imagine(self, cache: Any, actions: Tensor, decode: str, follow: int, images: bool) -> Imagination:
         """actions (R, N, H, M, A) -> what each leads to. decode: "parallel", or "autoregressive", the slow reference.
-        follow: model steps beyond these in which the model goes on by itself. `imagination[r]` is robot r's."""
+        follow: model steps beyond these in which the model goes on by itself. images: whether any are wanted.
+        `imagination[r]` is robot r's."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class PlannerConfig:
     spread: no further iteration when a robot's scores differ by less than this; 0 always searches.
     deadline_s: seconds after which the best plan so far is taken, and counted as late; None for no deadline.
     decode: how a future's ids are read: "parallel", or "autoregressive" (id by id, the reference).
+    images: imagine the images of candidates, too, which no score needs; None: only where the model cannot do without.
     """
 
     candidates: int = 16
@@ -87,6 +93,7 @@ class PlannerConfig:
     spread: float = 0.0
     deadline_s: float | None = None
     decode: str = "parallel"
+    images: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("candidates", "iterations", "horizon", "elites"):
@@ -223,7 +230,8 @@ class Planner:
         cfg, number = self.config, len(rounds)
         drawn = Draws(draws.noise[number], draws.flips[number], draws.switches[number], draws.elites[number])
         actions = self._refit(rounds, space, drawn) if rounds else self._first(seeds, space, drawn)
-        imagined = model.imagine(cache, actions, cfg.decode, cfg.follow)
+        images = not model.imagines_without_images if cfg.images is None else cfg.images
+        imagined = model.imagine(cache, actions, cfg.decode, cfg.follow, images)
         scores = self.objective(imagined, actions.shape[-2])
         if scores.shape != actions.shape[:2]:
             wanted, got = tuple(actions.shape[:2]), tuple(scores.shape)

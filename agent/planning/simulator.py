@@ -77,6 +77,7 @@ class SimulatorModel:
     chunk: int = 8
     noise: float = 0.15
     coefs: int | tuple[int, ...] = 4
+    imagines_without_images: ClassVar[bool] = True
 
     @property
     def spec(self) -> Spec:
@@ -112,8 +113,9 @@ class SimulatorModel:
         return torch.stack(proposals)
 
     def imagine(
-        self, cache: Sequence[Situation], actions: Tensor, decode: str = "parallel", follow: int = 0
-    ) -> Simulated:
+        self, cache: Sequence[Situation], actions: Tensor, decode: str = "parallel", follow: int = 0,
+        images: bool = False,
+    ) -> Simulated:  # fmt: skip
         """actions (R, N, H, M, A) -> what follows, by doing it; nothing is decoded. The environments are put back.
 
         ValueError for `follow`: the world does not go on by itself.

@@ -103,6 +103,42 @@ def test_the_second_imagined_step_equals_training(world, batch):
     torch.testing.assert_close(second.value, expected.value, atol=1e-4, rtol=1e-3)
 
 
+def taught_without_images(model: WorldModel) -> WorldModel:
+    """The same weights, said to have been trained so."""
+    model.config = replace(model.config, weights=replace(model.config.weights, imageless=0.5))
+    return model
+
+
+@torch.no_grad()
+def test_a_future_without_images_equals_training(world, batch):
+    """Catches a search that asks for something else than was taught: another place, or images that are still seen."""
+    sequence = Sequence(world.layout, batch.action.shape[1], images=False)
+    h, _ = world.run(
+        sequence.ids(batch), sequence.slots, sequence.token_types, sequence.position_ids(), sequence.segments
+    )
+    cache = world.context(batch.instruction, [(batch.image[:, 0], batch.state[:, 0])], [])
+    future = next(decoding.parallel(world, cache, [batch.action[:, 0]], len(batch.action), images=False))
+    outcome = h[:, sequence.where(140, sequence.next)[0]]
+    expected = world.read_next(outcome, batch.image[:, 0], batch.state[:, 0])
+    torch.testing.assert_close(future.state, expected.state, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(future.value, expected.value, atol=1e-4, rtol=1e-3)
+    assert future.image_ids.shape[-1] == 0
+
+
+@torch.no_grad()
+def test_only_the_last_step_goes_without_images(world, cache, candidates):
+    """Catches a second imagined step that starts from an observation without images."""
+    with pytest.raises(ValueError, match="imageless=0"):
+        world.imagine(cache, candidates, images=False)
+    drawn = world.imagine(cache, candidates)
+    found = taught_without_images(world).imagine(cache, candidates, images=False)
+    torch.testing.assert_close(found.value[:, :, 0], drawn.value[:, :, 0])
+    assert not torch.allclose(found.value[:, :, 1], drawn.value[:, :, 1])
+    assert found.image_ids.shape[-1] == 0 and found.value.shape == drawn.value.shape
+    with pytest.raises(ValueError, match="without images"):
+        world.decode_frames(found[0])
+
+
 def test_imagining_never_writes_the_cache(world, cache, candidates):
     """Catches a planner whose second iteration starts from another situation than its first."""
     before = [t.clone() for t in (*cache.kv.keys, *cache.kv.values, cache.image, cache.state)]
@@ -426,8 +462,11 @@ def test_imagining_is_one_graph(make_world):
     cache = model.prefill([History((1,), ((obs, None),)), History((2,), ((obs, chunk), (obs, None)))])
     actions = torch.rand(2, 3, 1, 8, 2)
 
+    taught_without_images(model)
+
     def search(actions: torch.Tensor) -> torch.Tensor:
-        return model.imagine(cache, actions, follow=1).value
+        further, nearer = model.imagine(cache, actions, follow=1), model.imagine(cache, actions, images=False)
+        return torch.cat([further.value, nearer.value], dim=-1)
 
     with torch.inference_mode():
         compiled = torch.compile(search, fullgraph=True, backend="eager")(actions)

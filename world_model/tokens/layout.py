@@ -9,9 +9,10 @@
 
 `act` and `next` are parallel copies (DiDA's noisy copies in Emu3.5): they stand at the positions of what they stand
 for, see all causal ids before it and each other in both directions, and are seen by no causal id. `act` reads the
-expert's chunk and what is believed now; `next` reads the next observation as an edit of this one, in one pass. Beliefs
-have no causal copy, so nothing can depend on a value that would be missing at run time. A step sees the instruction,
-the step before and itself, which is what is known at run time.
+expert's chunk and what is believed now; `next` reads the next observation as an edit of this one, in one pass. Where
+only the worth of a future is asked for, `next` can do without its images, which are four fifths of it. Beliefs have no
+causal copy, so nothing can depend on a value that would be missing at run time. A step sees the instruction, the step
+before and itself, which is what is known at run time.
 
 Every segment has a fixed place, so a sequence needs no mask and no padding but the instruction's, whose PAD ids are
 ids like any other.
@@ -151,7 +152,12 @@ class Layout:
     @property
     def next(self) -> int:
         """Length of `next`: images, state, beliefs."""
-        return self.image_ids + self.state_dim + self.beliefs
+        return self.image_ids + self.outcome
+
+    @property
+    def outcome(self) -> int:
+        """Length of `next` without its images: state, beliefs."""
+        return self.state_dim + self.beliefs
 
     @property
     def num_slots(self) -> int:
@@ -209,10 +215,12 @@ class Layout:
         """(*lead, act) ids: nothing is known yet."""
         return torch.full((*lead, self.act), self.vocab.marks.mask, device=device)
 
-    def next_ids(self, image: Tensor, state: Tensor) -> Tensor:
-        """The current observation, image (..., K) local and state (..., P) in bins -> (..., next) ids."""
+    def next_ids(self, image: Tensor, state: Tensor, images: bool = True) -> Tensor:
+        """The current observation, image (..., K) local and state (..., P) in bins -> (..., next) ids; (..., outcome)
+        without images."""
         masks = image.new_full((*image.shape[:-1], self.beliefs), self.vocab.marks.mask)
-        return torch.cat([self.vocab.vision.encode(image), self.state_ids(state), masks], dim=-1)
+        seen = [self.vocab.vision.encode(image)] if images else []
+        return torch.cat([*seen, self.state_ids(state), masks], dim=-1)
 
     def state_ids(self, state: Tensor) -> Tensor:
         """Bins -> ids; what lies outside the range takes the outermost one."""
@@ -270,10 +278,23 @@ class Layout:
 
 @dataclass(frozen=True)
 class Sequence:
-    """The static frame of S model steps with their parallel copies: what stands where and sees what. L ids in all."""
+    """The static frame of S model steps with their parallel copies: what stands where and sees what. L ids in all.
+
+    images: whether `next` has any.
+    """
 
     layout: Layout
     steps: int
+    images: bool = True
+
+    @property
+    def next(self) -> int:
+        """Length of `next`."""
+        return self.layout.next if self.images else self.layout.outcome
+
+    @property
+    def next_slots(self) -> Tensor:
+        return self.layout.next_slots[-self.next :]
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
@@ -286,7 +307,7 @@ class Sequence:
                 Segment(at.obs, before),
                 Segment(at.chunk, (*before, obs)),
                 Segment(at.act, (*before, obs), causal=False),
-                Segment(at.next, (*before, obs, obs + 1), causal=False),
+                Segment(self.next, (*before, obs, obs + 1), causal=False),
             ]
         return tuple(segments)
 
@@ -297,20 +318,20 @@ class Sequence:
     @property
     def stride(self) -> int:
         """Ids of one model step with its parallel copies."""
-        return self.layout.step + self.layout.act + self.layout.next
+        return self.layout.step + self.layout.act + self.next
 
     @cached_property
     def slots(self) -> Tensor:
         """(L,) slot within the model step; -1 in the instruction, which has none."""
         at = self.layout
-        one = torch.cat([torch.arange(at.step), at.act_slots, at.next_slots])
+        one = torch.cat([torch.arange(at.step), at.act_slots, self.next_slots])
         return torch.cat([torch.full((at.instruction,), -1), one.repeat(self.steps)])
 
     @cached_property
     def token_types(self) -> Tensor:
         """(L,) CAUSAL, ACT or NEXT."""
         at = self.layout
-        one = torch.tensor([CAUSAL] * at.step + [ACT] * at.act + [NEXT] * at.next)
+        one = torch.tensor([CAUSAL] * at.step + [ACT] * at.act + [NEXT] * self.next)
         return torch.cat([torch.full((at.instruction,), CAUSAL), one.repeat(self.steps)])
 
     def position_ids(self, first: int = 0) -> Tensor:
@@ -319,7 +340,7 @@ class Sequence:
         for s in range(first, first + self.steps):
             causal = torch.arange(at.step)
             parts += [at.position_ids(causal, s), at.position_ids(at.act_slots, s)]
-            parts.append(at.position_ids(at.next_slots, s + 1))
+            parts.append(at.position_ids(self.next_slots, s + 1))
         return torch.cat(parts)
 
     def where(self, start: int, count: int) -> Tensor:
@@ -333,6 +354,6 @@ class Sequence:
         if steps != self.steps:
             raise ValueError(f"a sequence of {self.steps} steps cannot hold windows of {steps}")
         image, state = batch.image[:, :steps], batch.state[:, :steps]  # (B, S, K), (B, S, P)
-        copies = at.act_ids(rows, steps, device=image.device), at.next_ids(image, state)
+        copies = at.act_ids(rows, steps, device=image.device), at.next_ids(image, state, self.images)
         each = torch.cat([at.obs_ids(image, state), at.chunk_ids(batch.action), *copies], dim=-1)  # (B, S, stride)
         return torch.cat([batch.instruction, each.flatten(1)], dim=1)

@@ -32,10 +32,14 @@ class LossWeights:
     causal: float = 1.0  # times the above, for the next-token reading of causal ids
     changed: float = 4.0  # times the image's, for ids that differ from the current image's
     causal_images: int = 1  # model steps at a window's end whose images are also read id by id; all cost 15 % more
+    # Share of training steps in which the next observation is predicted without its images, which is how a search asks.
+    imageless: float = 0.0
 
     def __post_init__(self) -> None:
         if min(vars(self).values()) < 0:
             raise ValueError(f"the weights of the loss must be 0 or more, got {self}")
+        if self.imageless > 1:
+            raise ValueError(f"`imageless` is a share of training steps, 0 to 1, got {self.imageless}")
 
 
 @dataclass(frozen=True)
@@ -46,23 +50,26 @@ class Losses:
     parts: dict[str, Tensor]
 
 
-def hidden_by_step(model: WorldModel, batch: Batch, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def hidden_by_step(
+    model: WorldModel, batch: Batch, first: int = 0, images: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states of a batch of windows (B, S steps), each (B, S, n, width): of the causal ids of every model step,
     of the copy `act` and of the copy `next`.
 
     first: number of the first model step, so that every rotary position a long imagination reaches is trained.
+    images: whether `next` has any.
     """
-    at, sequence = model.layout, Sequence(model.layout, batch.action.shape[1])
+    at, sequence = model.layout, Sequence(model.layout, batch.action.shape[1], images)
     ids = sequence.ids(batch)  # (B, L)
     h, _ = model.run(ids, sequence.slots, sequence.token_types, sequence.position_ids(first), sequence.segments)
     by_step = h[:, at.instruction :].unflatten(1, (-1, sequence.stride))  # (B, S, stride, width)
-    return by_step.split([at.step, at.act, at.next], dim=2)
+    return by_step.split([at.step, at.act, sequence.next], dim=2)
 
 
-def batch_losses(model: WorldModel, batch: Batch, first: int = 0) -> Losses:
-    """Teach a batch of windows (B, S steps). first: as `hidden_by_step` takes it."""
+def batch_losses(model: WorldModel, batch: Batch, first: int = 0, images: bool = True) -> Losses:
+    """Teach a batch of windows (B, S steps). first, images: as `hidden_by_step` takes them."""
     at = model.layout
-    causal, act, following = hidden_by_step(model, batch, first)
+    causal, act, following = hidden_by_step(model, batch, first, images)
 
     def ahead(slots: slice) -> Tensor:
         """Hidden states from which the next-token reading says these slots: one slot earlier."""
@@ -92,7 +99,8 @@ def batch_losses(model: WorldModel, batch: Batch, first: int = 0) -> Losses:
     # Which hidden states say it.
     read_by_id = slice(-w.causal_images, None) if w.causal_images else slice(0)
     image_h = torch.cat([ahead(slots) for slots in at.cameras.values()], dim=2)[:, read_by_id]
-    next_h, next_state_h, next_belief_h = following.split([at.image_ids, at.state_dim, at.beliefs], dim=2)
+    drawn = following.shape[2] - at.outcome
+    next_h, next_state_h, next_belief_h = following.split([drawn, at.state_dim, at.beliefs], dim=2)
     belief_h, coefs_h, gripper_h = act.split([at.beliefs, at.num_coefs, at.num_grippers], dim=2)
     middle = at.action.start + at.num_coefs
     coefs, gripper = slice(at.action.start, middle), slice(middle, at.action.stop)
@@ -117,7 +125,9 @@ def batch_losses(model: WorldModel, batch: Batch, first: int = 0) -> Losses:
         "gripper": (w.action * w.causal, exact(ahead(gripper), vocab.gripper, expert_gripper), has_expert),
         "expert_action": (w.action, smooth(coefs_h, vocab.action, expert_coefs), has_expert),
         "expert_gripper": (w.action, exact(gripper_h, vocab.gripper, expert_gripper), has_expert),
-        "next_image": (w.image, code(next_h, next_image, image), next_valid * changed),
+        "next_image": (
+            w.image, code(next_h, next_image[..., :drawn], image[..., :drawn]), next_valid * changed[..., :drawn]
+        ),
         "next_state": (w.state, smooth(next_state_h, vocab.state, moved), next_valid),
         **beliefs("", belief_h, now, valid),
         **beliefs("next_", next_belief_h, then, next_valid),

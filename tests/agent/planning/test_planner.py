@@ -40,6 +40,8 @@ class Toy:
     """A future is worth more the nearer its first chunk is to `target`, (M, A) or one for each robot; the proposals
     start from rest with grippers open."""
 
+    imagines_without_images = False
+
     def __init__(
         self, target: torch.Tensor, scale: float | torch.Tensor = 1.0, spec: Spec = ARM,
         coefs: tuple[int, ...] = (4, 4, 4, 0, 0, 2), robots: int = 1,
@@ -55,7 +57,7 @@ class Toy:
             chunks[robot, 1:, :, :3] += 0.1 * temperature * torch.randn(n - 1, 1, 3, generator=generator)
         return chunks
 
-    def imagine(self, cache, actions, decode="parallel", follow=0):
+    def imagine(self, cache, actions, decode="parallel", follow=0, images=True):
         self.caches.append(cache)
         target = self.target if self.target.ndim == 2 else self.target[:, None]
         distance = (actions[:, :, 0] - target).square().mean((-2, -1)).sqrt()  # (R, N)
@@ -311,11 +313,13 @@ def test_one_candidate_is_the_model_itself():
 class Network(torch.nn.Module):
     """A toy model with weights."""
 
+    imagines_without_images = False
+
     def __init__(self) -> None:
         super().__init__()
         self.layer = torch.nn.Linear(M * A, 3)
 
-    def imagine(self, cache, actions, decode="parallel", follow=0):
+    def imagine(self, cache, actions, decode="parallel", follow=0, images=True):
         value, success, uncertainty = self.layer(actions.flatten(-2) + cache).sigmoid().unbind(-1)
         return Imagined(value, success, uncertainty, actions)
 

@@ -49,6 +49,7 @@ class Recorder:
 
     spec = ROBOT
     actions = SimpleNamespace(coefs=(4, 4, 4))
+    imagines_without_images = False
 
     def __init__(self) -> None:
         self.calls: list[list] = []
@@ -66,7 +67,7 @@ class Recorder:
         chunks[..., -1] = -1.0
         return chunks
 
-    def imagine(self, cache, actions, decode="parallel", follow=0):
+    def imagine(self, cache, actions, decode="parallel", follow=0, images=True):
         return Imagined(actions[..., 0].mean(-1))
 
 

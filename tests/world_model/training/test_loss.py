@@ -31,6 +31,14 @@ def test_it_learns_and_its_futures_obey_the_action(world, dataset):
     assert (true.state - other.state)[..., :3].norm(dim=-1).mean() > 0.005
 
 
+def test_without_images_the_rest_is_taught_alike(world, batch):
+    """Catches a training step without images that teaches a search nothing, or the images of the wrong places."""
+    drawn, found = batch_losses(world, batch).parts, batch_losses(world, batch, images=False).parts
+    assert set(drawn) - set(found) == {"next_image"}
+    for name in set(found) - {"next_state", "next_value", "next_flags", "next_keypoints"}:
+        torch.testing.assert_close(found[name], drawn[name])
+
+
 def test_every_parameter_is_trained(world, batch):
     """Catches a part of the model that no loss reaches, and a frame tokenizer that is not frozen."""
     batch_losses(world, batch).total.backward()
