@@ -157,6 +157,18 @@ class Layout:
     def num_slots(self) -> int:
         return self.step + self.beliefs
 
+    @property
+    def slot_names(self) -> tuple[str, ...]:
+        """(num_slots,) what stands at each slot, by names that mean the same in any other layout of the robot."""
+        names = []
+        for camera, slots in self.cameras.items():
+            names += [f"{camera} begins", *(f"{camera} {i}" for i in range(slots.stop - slots.start)), f"{camera} ends"]
+        names += ["state begins", *(f"state {part.name}" for part in self.spec.state), "state ends", "chunk begins"]
+        names += [f"coefficient {i}" for i in range(self.num_coefs)]
+        names += [f"gripper {self.spec.action[i].name}" for i in self.spec.grippers]
+        names += ["chunk ends", "value", "success", "held"]
+        return (*names, *(f"keypoint {name}.{axis}" for name in self.spec.keypoints for axis in "xyz"))
+
     @cached_property
     def flag(self) -> Block:
         """NO and YES as a block of two."""
