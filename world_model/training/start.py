@@ -61,6 +61,14 @@ def require_agreement(disagreements: Mapping[str, tuple[Any, Any]], start: str) 
         )
 
 
+def continued(old: WorldModel, config: ModelConfig) -> WorldModel:
+    """A model of this config with the weights of `old`, to train on: what the config adds to the layout is new."""
+    new = WorldModel(config, old.spec, old.vocab, old.frame_tokenizer, old.actions).to(old.device)
+    take_weights(new, old)
+    new.precision = old.precision
+    return new.train(old.training)
+
+
 @torch.no_grad()
 def take_weights(new: WorldModel, old: WorldModel) -> tuple[str, ...]:
     """Give a new model an old one's weights, though its layout may have other slots; the slots that the old layout has
