@@ -27,7 +27,7 @@ from agent.build import EnvConfig, PolicyConfig, env_config, make_envs, make_pol
 from agent.collection.counterfactual import CounterfactualJob, Futures, Watched
 from agent.evaluation.provenance import checkpoint_identity, provenance
 from agent.launch import processes
-from agent.launch.command import clear_errors, start
+from agent.launch.command import clear_errors, command_line, start
 from envs import preflight
 from envs.data.files import write_json
 from envs.data.settings import from_settings
@@ -196,7 +196,7 @@ def main(cfg: DictConfig) -> None:
         out.mkdir(parents=True, exist_ok=True)
         report = {
             **figures, "env": config.env.id, "split": config.env.split, "checkpoint": shipped,
-            "command": " ".join(["python -m agent.fidelity", *HydraConfig.get().overrides.task]),
+            "command": command_line("agent.fidelity", HydraConfig.get().overrides.task),
             "provenance": provenance(loaded.model.device, loaded.model.precision),
         }  # fmt: skip
         write_json(out / "fidelity.json", report)
