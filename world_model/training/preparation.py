@@ -28,7 +28,7 @@ from world_model.tokens.vocab import Vocab
 from world_model.training import sources
 from world_model.training.dataset import EpisodeDataset, chunks, common_spec, fit_ranges
 from world_model.training.sources import Source
-from world_model.training.start import require_agreement
+from world_model.training.start import continued, require_agreement
 
 if TYPE_CHECKING:
     from world_model.train import TrainConfig
@@ -66,9 +66,12 @@ def prepare(config: TrainConfig, device: torch.device) -> Data:
     episodes, tests = [e for _, e in training], [e for _, e in testing]
     if begin:
         _require_agreement(config, begin, spec, device)
-        model, text, discount = begin.model, begin.text, begin.meta["discount"]
-        # What counts is this training's to say.
-        model.config = replace(model.config, weights=config.model.weights)
+        text, discount, had = begin.text, begin.meta["discount"], begin.model.config
+        # What counts is this training's to say, and lengths of model steps may be added where there were none.
+        torch.manual_seed(config.seed)
+        model = continued(begin.model, replace(
+            had, weights=config.model.weights, strides=had.strides or config.strides or ()
+        ))  # fmt: skip
     else:
         model, text = new_model(config, spec, episodes, device)
         discount = config.discount or DISCOUNT
@@ -109,7 +112,8 @@ def new_model(
     actions = ActionTokenizer.fit(sample_chunks(episodes, chunk), spec, coefs)
     vocab = Vocab.native(text.size, frames.vision_size, len(spec.cameras), actions.chunk)
     torch.manual_seed(config.seed)
-    model = WorldModel(config.model.build(), spec, vocab, frames, actions).to(device)
+    settings = replace(config.model.build(), strides=config.strides or ())
+    model = WorldModel(settings, spec, vocab, frames, actions).to(device)
     return model, text.within(vocab.text)
 
 
@@ -127,6 +131,9 @@ def _require_agreement(config: TrainConfig, begin: Loaded, spec: Spec, device: t
         "coefs": (None if config.coefs == "auto" else config.coefs, begin.actions.coefs),
     }  # fmt: skip
     wrong = {name: pair for name, pair in asked.items() if pair[0] is not None and pair[0] != pair[1]}
+    strides = begin.model.config.strides
+    if strides and config.strides is not None and {*config.strides, begin.actions.chunk} != {*begin.model.strides}:
+        wrong["strides"] = (list(config.strides), list(strides))
     if config.text_size is not None and begin.text.size > config.text_size:
         wrong["text_size"] = (config.text_size, begin.text.size)
     if config.tokenizer and _content(begin.frames) != _content(frame_tokenizer(config.tokenizer, device)):

@@ -1,4 +1,5 @@
-"""What a new model is built with, and whether that fits the checkpoint that a training starts from."""
+"""What a new model is built with, whether that fits the checkpoint that a training starts from, and how that one's
+weights move into it."""
 
 from __future__ import annotations
 
@@ -6,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from world_model.model import ModelConfig
+import torch
+
+from world_model.model import ModelConfig, WorldModel
 from world_model.nn.transformer import TransformerConfig
 from world_model.training.loss import LossWeights
 
@@ -56,3 +59,32 @@ def require_agreement(disagreements: Mapping[str, tuple[Any, Any]], start: str) 
             f"a training from {start} goes on with its model and tokenizers: {'; '.join(texts)}. Leave these settings "
             "out, or train without `start`"
         )
+
+
+def continued(old: WorldModel, config: ModelConfig) -> WorldModel:
+    """A model of this config with the weights of `old`, to train on: what the config adds to the layout is new."""
+    new = WorldModel(config, old.spec, old.vocab, old.frame_tokenizer, old.actions).to(old.device)
+    take_weights(new, old)
+    new.precision = old.precision
+    return new.train(old.training)
+
+
+@torch.no_grad()
+def take_weights(new: WorldModel, old: WorldModel) -> tuple[str, ...]:
+    """Give a new model an old one's weights, though its layout may have other slots; the slots that the old layout has
+    not, by name, keep the rows that they were initialised with.
+
+    ValueError where anything but the slots differs, by its name.
+    """
+    have = {name: row for row, name in enumerate(old.layout.slot_names)}
+    theirs, moved = old.state_dict(), new.state_dict()
+    rows = torch.tensor([have.get(name, -1) for name in new.layout.slot_names], device=new.device)
+    table = moved["step_embed.weight"].clone()
+    table[:-1][rows >= 0] = theirs["step_embed.weight"][rows[rows >= 0]].to(table)  # the last row is padding
+    theirs["step_embed.weight"] = table
+    unlike = [name for name in sorted({*theirs, *moved})
+              if name not in theirs or name not in moved or theirs[name].shape != moved[name].shape]  # fmt: skip
+    if unlike:
+        raise ValueError(f"weights move to another layout only between models of one size: {unlike[0]} differs")
+    new.load_state_dict(theirs)
+    return tuple(name for name in new.layout.slot_names if name not in have)
