@@ -117,7 +117,7 @@ def test_a_future_without_images_equals_training(world, batch):
         sequence.ids(batch), sequence.slots, sequence.token_types, sequence.position_ids(), sequence.segments
     )
     cache = world.context(batch.instruction, [(batch.image[:, 0], batch.state[:, 0])], [])
-    future = next(decoding.parallel(world, cache, [batch.action[:, 0]], len(batch.action), images=False))
+    future = next(decoding.parallel(world, cache, [batch.action[:, 0]], len(batch.action), [8], False))
     outcome = h[:, sequence.where(140, sequence.next)[0]]
     expected = world.read_next(outcome, batch.image[:, 0], batch.state[:, 0])
     torch.testing.assert_close(future.state, expected.state, atol=1e-4, rtol=1e-3)
