@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from world_model.tokens.layout import FLAGS, Sequence
+from world_model.tokens.poses import POSE_IDS
 from world_model.tokens.vocab import Block
 
 if TYPE_CHECKING:
@@ -46,23 +47,25 @@ class Losses:
     parts: dict[str, Tensor]
 
 
-def hidden_by_step(model: WorldModel, batch: Batch, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def hidden_by_step(model: WorldModel, batch: Batch, first: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Hidden states of a batch of windows (B, S steps), each (B, S, n, width): of the causal ids of every model step,
-    of the copy `act` and of the copy `next`.
+    of the copy `act` and of the copy `next`; and of the images of the views, (B, V, Kv, width).
 
     first: number of the first model step, so that every rotary position a long imagination reaches is trained.
     """
-    at, sequence = model.layout, Sequence(model.layout, batch.action.shape[1])
+    at, sequence = model.layout, Sequence(model.layout, batch.action.shape[1], batch.view.shape[1])
     ids = sequence.ids(batch)  # (B, L)
     h, _ = model.run(ids, sequence.slots, sequence.token_types, sequence.position_ids(first), sequence.segments)
-    by_step = h[:, at.instruction :].unflatten(1, (-1, sequence.stride))  # (B, S, stride, width)
-    return by_step.split([at.step, at.act, at.next], dim=2)
+    views = at.instruction + sequence.steps * sequence.stride
+    by_step = h[:, at.instruction : views].unflatten(1, (-1, sequence.stride))  # (B, S, stride, width)
+    view_h = h[:, views:].unflatten(1, (sequence.views, at.view))[:, :, POSE_IDS:]
+    return *by_step.split([at.step, at.act, at.next], dim=2), view_h
 
 
 def batch_losses(model: WorldModel, batch: Batch, first: int = 0) -> Losses:
     """Teach a batch of windows (B, S steps). first: as `hidden_by_step` takes it."""
     at = model.layout
-    causal, act, following = hidden_by_step(model, batch, first)
+    causal, act, following, view_h = hidden_by_step(model, batch, first)
 
     def ahead(slots: slice) -> Tensor:
         """Hidden states from which the next-token reading says these slots: one slot earlier."""
@@ -119,6 +122,7 @@ def batch_losses(model: WorldModel, batch: Batch, first: int = 0) -> Losses:
         "expert_gripper": (w.action, exact(gripper_h, vocab.gripper, expert_gripper), has_expert),
         "next_image": (w.image, code(next_h, next_image, image), next_valid * changed),
         "next_state": (w.state, smooth(next_state_h, vocab.state, moved), next_valid),
+        **({"view": (w.image, code(view_h, batch.view), batch.view_valid[..., None])} if batch.view.numel() else {}),
         **beliefs("", belief_h, now, valid),
         **beliefs("next_", next_belief_h, then, next_valid),
     }
