@@ -153,7 +153,7 @@ class WorldModel(nn.Module):
         told = [pose.camera for pose in poses]
         spec = replace(spec, cameras=tuple(replace(c, posed=c.name in told) for c in spec.cameras))
         self.config, self.spec, self.vocab, self.actions = config, spec, vocab, actions
-        self.layout = at = Layout(spec, vocab, actions.num_coefs, actions.chunk, config.instruction, poses)
+        self.layout = at = Layout(spec, vocab, actions.num_coefs, actions.chunk, config.instruction, poses=poses)
         _check_parts(spec, vocab, frames, actions)
         self.frame_tokenizer = frames.requires_grad_(False)
         width = config.transformer.width

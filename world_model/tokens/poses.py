@@ -8,14 +8,14 @@ the mean of those seen is taken, so that cameras on all sides of a table have ne
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from envs.types import POSE
+from envs.types import POSE, CameraSpec, Episode
 from world_model.nn.device import constants
 from world_model.tokens.vocab import STATE_BINS
 
@@ -76,16 +76,16 @@ class PoseRange:
         return cls(raw["camera"], **ranges)
 
 
-def fit_poses(
-    cameras: Sequence[str], poses: Sequence[Mapping[str, np.ndarray]], views: Sequence[np.ndarray]
-) -> tuple[PoseRange, ...]:
-    """Ranges of the cameras that tell a pose in some episode.
-
-    poses: each episode's, by camera. views: of further pictures, which take the place of the first such camera's.
-    """
+def fit_poses(cameras: Sequence[CameraSpec], episodes: Sequence[Episode]) -> tuple[PoseRange, ...]:
+    """Ranges of the cameras that tell their pose in some episode. The first of them is the one whose place views take,
+    so its range holds the poses of the views of its size."""
     found: list[PoseRange] = []
     for camera in cameras:
-        told = [each[camera] for each in poses if camera in each and np.isfinite(each[camera]).any()]
-        if told:
-            found.append(PoseRange.fit(camera, [*told, *(() if found else views)]))
+        told = [e.poses[camera.name] for e in episodes if camera.name in e.poses]
+        if not any(np.isfinite(pose).any() for pose in told):
+            continue
+        if not found:
+            size = camera.height, camera.width
+            told += [e.poses[n] for e in episodes for n, view in e.views.items() if view.shape[1:3] == size]
+        found.append(PoseRange.fit(camera.name, told))
     return tuple(found)

@@ -63,8 +63,8 @@ def require_agreement(disagreements: Mapping[str, tuple[Any, Any]], start: str) 
 
 @torch.no_grad()
 def take_weights(new: WorldModel, old: WorldModel) -> tuple[str, ...]:
-    """Give a new model an old one's weights, though its layout may have other slots; the slots that the old layout has
-    not, by name, keep the rows that they were initialised with.
+    """Give a new model an old one's weights, though its layout may have other slots, and a further token type; what the
+    old layout has not, slots by name, keeps the rows that it was initialised with.
 
     ValueError where anything but the slots differs, by its name.
     """
@@ -74,6 +74,9 @@ def take_weights(new: WorldModel, old: WorldModel) -> tuple[str, ...]:
     table = moved["step_embed.weight"].clone()
     table[:-1][rows >= 0] = theirs["step_embed.weight"][rows[rows >= 0]].to(table)  # the last row is padding
     theirs["step_embed.weight"] = table
+    types = moved["token_type_embed.weight"].clone()
+    types[: len(theirs["token_type_embed.weight"])] = theirs["token_type_embed.weight"].to(types)
+    theirs["token_type_embed.weight"] = types
     unlike = [name for name in sorted({*theirs, *moved})
               if name not in theirs or name not in moved or theirs[name].shape != moved[name].shape]  # fmt: skip
     if unlike:
