@@ -23,12 +23,12 @@ IN_HAND = np.array([0.05, 0, -0.02, 0, 1, 0, 0, 1.2], np.float32)  # relative to
 PLACES = {"left": LEFT, "top": TOP}
 
 
-def draw(pose: np.ndarray, points: np.ndarray, size: int = 32) -> np.ndarray:
-    """What a camera at poses (n, 8) sees of a block at points (n, 3), (n, size, size, 3) u8."""
+def draw(pose: np.ndarray, points: np.ndarray, size: int = 32, half: int = 6) -> np.ndarray:
+    """What a camera at poses (n, 8) sees of a block at points (n, 3), (n, size, size, 3) u8. half: of it, in pixels."""
     seen = (pose_matrix(pose, size, size) @ np.append(points, np.ones((len(points), 1)), axis=1)[..., None])[..., 0]
     row, column = (seen[:, i, None, None] / seen[:, 2, None, None] for i in (0, 1))
     away = np.maximum(abs(np.arange(size)[:, None] - row), abs(np.arange(size) - column))  # (n, size, size)
-    return np.where(away[..., None] < 4, (230, 60, 40), (40, 40, 60)).astype(np.uint8)
+    return np.where(away[..., None] < half, (255, 200, 40), (0, 0, 60)).astype(np.uint8)
 
 
 def viewed(seed: int = 0, steps: int = 24, jitter: float = 0.02, instruction: str = "") -> Episode:

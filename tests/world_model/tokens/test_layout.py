@@ -156,7 +156,7 @@ def test_a_pose_stands_between_its_cameras_first_mark_and_its_image(told):
     assert torch.equal(vocab.state.decode(told_ids), batch.pose[:, 0].round().clamp(0, 255).long())
     for slots in at.cameras.values():
         assert vocab.vision.contains(ids[:, slots]).all()
-    assert at.slot_names[1] == "front pose x" and at.slot_names[9] == "front 0" and at.slot_names[34] == "hand pose fovy"
+    assert [at.slot_names[i] for i in (1, 9, 34)] == ["front pose x", "front 0", "hand pose fovy"]
     assert len(set(at.slot_names)) == at.num_slots
 
 
