@@ -2,7 +2,8 @@
 
     manifest.json       sha256 of every other file, format of the folder
     model.safetensors   weights of the world model       frames.safetensors   weights of the image tokenizer
-    config.json         how both are built, the spec of the robot, and which vocabulary they belong to
+    config.json         how both are built, the spec of the robot, the ranges of its cameras' poses, and which
+                        vocabulary they belong to
     vocab.json          every id                         text.json  actions.json   the other two tokenizers
     meta.json           instructions it was trained on, env ids, versions, figures
     training.safetensors  only during training: what resuming needs
@@ -32,6 +33,7 @@ from world_model.model import ModelConfig, WorldModel
 from world_model.nn.device import fast_precision
 from world_model.tokens.actions import ActionTokenizer
 from world_model.tokens.images import ImageTokenizer
+from world_model.tokens.poses import PoseRange
 from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
 
@@ -80,6 +82,7 @@ def save(
     config = {
         "model": asdict(model.config), "frames": asdict(model.frame_tokenizer.config),
         "spec": model.spec.to_dict(), "vocab": model.vocab.fingerprint,
+        "poses": [pose.to_dict() for pose in model.layout.poses],
     }  # fmt: skip
     files = {
         "model.safetensors": _pack({k: v for k, v in weights.items() if not k.startswith(FRAMES)}),
@@ -137,6 +140,7 @@ def load(folder: str | os.PathLike[str], device: torch.device | None = None) -> 
         model_config = ModelConfig.from_dict(config["model"])
         frames = ImageTokenizer.from_config(config["frames"])
         spec = Spec.from_dict(config["spec"])
+        poses = tuple(map(PoseRange.from_dict, config.get("poses", ())))  # which older checkpoints do not know
     except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"checkpoint {folder} is not one that this version reads ({error}): train it again"
@@ -147,7 +151,7 @@ def load(folder: str | os.PathLike[str], device: torch.device | None = None) -> 
             f"trained with ({config['vocab']}): restore the file that came with the checkpoint"
         )
     try:
-        model = WorldModel(model_config, spec, vocab, frames, actions)
+        model = WorldModel(model_config, spec, vocab, frames, actions, poses)
         model.load_state_dict(weights)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(

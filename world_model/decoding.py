@@ -16,6 +16,7 @@ from torch import Tensor
 
 from world_model.nn.transformer import KV, Segment, join, serve
 from world_model.tokens.layout import CAUSAL
+from world_model.tokens.poses import POSE_IDS
 
 if TYPE_CHECKING:
     from world_model.model import Cache, Imagination, WorldModel
@@ -33,17 +34,19 @@ def parallel(
     at, step = model.layout, cache.step[:, None]  # step (R, 1)
     instruction, now = _instruction_and_now(model, cache)
     past = (cache.kv,)  # what the next ids see; its parts are never copied into one
-    image, state = serve(cache.image, rows), serve(cache.state, rows)  # (rows, K), (rows, P)
+    # (rows, K), (rows, P), (rows, Q); a camera that stands still, or that is told relative to the hand, keeps its pose
+    image, state, pose = (serve(each, rows) for each in (cache.image, cache.state, cache.pose))
     wanted = slice(None if images else 0)  # of each image's ids
     obs_slots, chunk_slots = model.step_slots[: at.obs], model.step_slots[at.obs :]
     done = None
     for i, (code, stride) in enumerate(zip(codes, strides, strict=True)):
         if done is not None:  # the next step sees the instruction and this step alone
             before = (instruction, now, done)
-            now = model.remember(at.obs_ids(image, state), obs_slots, CAUSAL, at.position_ids(obs_slots, step), before)
+            ids = at.obs_ids(image, state, pose)
+            now = model.remember(ids, obs_slots, CAUSAL, at.position_ids(obs_slots, step), before)
             past = (*before, now)
         if code is None:
-            there = replace(cache, kv=join(past, rows), step=step[:, 0], image=image, state=state)
+            there = replace(cache, kv=join(past, rows), step=step[:, 0], image=image, state=state, pose=pose)
             code = model.actions.encode(model.likeliest(model.read(there)), False, stride)
         drawn = images or i + 1 < len(codes)
         next_slots = model.next_slots if drawn else model.next_slots[-at.outcome :]
@@ -74,6 +77,9 @@ def autoregressive(
     instruction, now = _instruction_and_now(model, cache)
     past, shared, kept = (cache.kv,), join((instruction, now), now.rows), 0  # kept: ids of `own` from the step before
     before, marks, readout = serve(cache.image, rows), _marks(model), None
+    pose = serve(cache.pose, rows)  # (rows, Q), which stays
+    told_ids = at.told_ids(pose)
+    told = {slot: told_ids[:, i : i + 1] for i, slot in enumerate(at.pose_slots)}
     chunk_slots = model.step_slots[at.obs :]
     own = cache.kv.allocate(rows, at.step)
     for code, stride in zip(codes, strides, strict=True):
@@ -96,6 +102,8 @@ def autoregressive(
                 break
             if slot + 1 in marks:
                 ids.append(torch.full_like(ids[0], marks[slot + 1]))
+            elif slot + 1 in told:
+                ids.append(told[slot + 1])
             elif slot + 1 >= at.state.start:
                 logits = model.logits(hidden, vocab.state)  # (rows, 1, 256)
                 ids.append(vocab.state.encode(logits.argmax(-1)))
@@ -107,7 +115,7 @@ def autoregressive(
         state = vocab.state.decode(written[:, at.state]).float()
         state_std = torch.cat(spread, dim=1) if spread else state
         past = (shared, own)
-        readout = model.read(replace(cache, kv=join(past, rows), step=step[:, 0], image=image, state=state))
+        readout = model.read(replace(cache, kv=join(past, rows), step=step[:, 0], image=image, state=state, pose=pose))
         hidden = image.new_empty(*image.shape, 0)
         future = model.future(image, state, state_std, readout.belief, hidden, before)
         yield replace(future, actions=model.actions.decode(code)[:, None], strides=(stride,))
@@ -134,6 +142,7 @@ def _marks(model: WorldModel) -> dict[int, int]:
     """The mark that stands at each slot of an observation that holds one."""
     at, marks = model.layout, model.vocab.marks
     found = {at.state.start - 1: marks.bot, at.state.stop: marks.eost}
-    for (begin, end), slots in zip(marks.cameras, at.cameras.values(), strict=True):
-        found |= {slots.start - 1: begin, slots.stop: end}
+    for (begin, end), (camera, slots) in zip(marks.cameras, at.cameras.items(), strict=True):
+        before = POSE_IDS if camera in at.pose_slices else 0
+        found |= {slots.start - before - 1: begin, slots.stop: end}
     return found

@@ -95,7 +95,7 @@ def gather(model: WorldModel, dataset: EpisodeDataset, windows: int, steps: int)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for part in tqdm(np.array_split(starts, -(-len(starts) // BATCH)), desc="reading", unit="batch"):
         batch = dataset.batch(part, steps).to(model.device)
-        _, act, following = hidden_by_step(model, batch)
+        _, act, following, _ = hidden_by_step(model, batch)
         now, then = act[:, :, 0], following[:, :, at.image_ids + at.state_dim]  # (B, S, width), the first belief
         episode = torch.from_numpy(np.searchsorted(ends, dataset.last[part]))[:, None].expand(-1, steps)
         for hidden, value, counts in (

@@ -4,6 +4,7 @@
     read(cache)               what is believed now, and how the expert would act
     propose(cache, n)         n chunks for each robot
     imagine(cache, actions)   what N sequences of H chunks of each robot lead to
+    draw_view(cache, poses)   what further cameras would show now
 
 The cache is a value: nothing here keeps state between calls but the weights. What is taught stands in
 `training/loss.py`, how a future is decoded in `decoding.py`.
@@ -28,7 +29,8 @@ from world_model.nn.transformer import KV, Segment, Transformer, TransformerConf
 from world_model.nn.vision_codes import CodeDistribution, VisionCodes
 from world_model.tokens.actions import ActionTokenizer, expected_bin
 from world_model.tokens.images import ImageTokenizer
-from world_model.tokens.layout import ACT, CAUSAL, FLAGS, NEXT, Layout
+from world_model.tokens.layout import ACT, CAUSAL, FLAGS, NEXT, VIEW, Layout
+from world_model.tokens.poses import POSE_IDS, PoseRange
 from world_model.tokens.vocab import Block, Vocab
 from world_model.training.loss import LossWeights
 
@@ -83,14 +85,15 @@ class History:
 class Cache:
     """Keys and values of `instruction | step before (if any) | observation now` of R robots.
 
-    step: (R,) i64, number of the current model step. image: (R, K) local ids, state: (R, P) bins of the observation
-    now.
+    step: (R,) i64, number of the current model step. image: (R, K) local ids, state: (R, P) bins, pose: (R, Q) bins,
+    NaN where unknown, of the observation now.
     """
 
     kv: KV
     step: Tensor
     image: Tensor
     state: Tensor
+    pose: Tensor
 
 
 @dataclass(frozen=True)
@@ -151,12 +154,16 @@ class WorldModel(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, spec: Spec, vocab: Vocab, frames: ImageTokenizer, actions: ActionTokenizer
+        self, config: ModelConfig, spec: Spec, vocab: Vocab, frames: ImageTokenizer, actions: ActionTokenizer,
+        poses: tuple[PoseRange, ...] = (),
     ):  # fmt: skip
+        """poses: of the cameras whose pose the model is told, whatever the spec says of who could tell it."""
         super().__init__()
+        told = [pose.camera for pose in poses]
+        spec = replace(spec, cameras=tuple(replace(c, posed=c.name in told) for c in spec.cameras))
         self.config, self.spec, self.vocab, self.actions = config, spec, vocab, actions
         self.layout = at = Layout(
-            spec, vocab, actions.num_coefs, actions.chunk, config.instruction, config.strides
+            spec, vocab, actions.num_coefs, actions.chunk, config.instruction, config.strides, poses
         )  # fmt: skip
         _check_parts(spec, vocab, frames, actions)
         self.frame_tokenizer = frames.requires_grad_(False)
@@ -166,10 +173,12 @@ class WorldModel(nn.Module):
         latents = frames.digit_latents() if config.factored else frames.codes()
         self.vision = VisionCodes(levels, latents, width, config.copy_bias)
         self.step_embed = nn.Embedding(at.num_slots + 1, width, padding_idx=at.num_slots)
-        self.token_type_embed = nn.Embedding(3, width, padding_idx=CAUSAL)  # what marks a parallel copy
+        # What marks a parallel copy; views can be drawn where poses are told.
+        self.token_type_embed = nn.Embedding(VIEW + 1 if poses else VIEW, width, padding_idx=CAUSAL)
         self.precision = torch.float32  # of the arithmetic, not of the weights; bfloat16 where it pays
         for name, value in (
             ("step_slots", torch.arange(at.step)), ("act_slots", at.act_slots), ("next_slots", at.next_slots),
+            ("view_slots", at.view_slots),
             ("chunk_next_types", torch.tensor([CAUSAL] * at.chunk + [NEXT] * at.next)),
             ("value_support", at.value_support),
         ):  # fmt: skip
@@ -228,19 +237,19 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def context(
-        self, instruction: Tensor, observations: Sequence[tuple[Tensor, Tensor]], codes: Sequence[Tensor],
+        self, instruction: Tensor, observations: Sequence[tuple[Tensor, ...]], codes: Sequence[Tensor],
         has_past: Tensor | None = None, stride: int | Tensor | None = None,
     ) -> Cache:  # fmt: skip
         """The cache of what is already in numbers.
 
-        instruction: (R, I) ids. observations: one or two, oldest first, each image (R, K) local and state (R, P) bins.
-        codes: one (R, Ka) of local action ids between two observations. has_past: (R,) bool, which of the robots have
-        the first of two observations; all of them where it is None. stride: control steps between them, one number or
-        (R,); None for M.
+        instruction: (R, I) ids. observations: one or two, oldest first, each image (R, K) local, state (R, P) bins and,
+        where poses are known, pose (R, Q) bins. codes: one (R, Ka) of local action ids between two observations.
+        has_past: (R,) bool, which of the robots have the first of two observations; all of them where it is None.
+        stride: control steps between them, one number or (R,); None for M.
         """
         at, parts = self.layout, [instruction]
-        for i, (image, state) in enumerate(observations):
-            parts.append(at.obs_ids(image, state))
+        for i, seen in enumerate(observations):
+            parts.append(at.obs_ids(*seen))
             if i + 1 < len(observations):
                 parts.append(at.chunk_ids(codes[i], stride))
         ids = torch.cat(parts, dim=1)  # (R, L)
@@ -252,14 +261,22 @@ class WorldModel(nn.Module):
             step, missing = has_past.long(), ~has_past[:, None]
             mask = ~(missing & (in_steps >= 0) & (in_steps < at.step))  # (R, L)
             positions = positions - at.step * (missing & (in_steps >= at.step))  # (R, L): now is their first step
-        return Cache(self.remember(ids, slots, CAUSAL, positions, mask=mask), step, image, state)
+        image, state, *pose = observations[-1]
+        return Cache(
+            self.remember(ids, slots, CAUSAL, positions, mask=mask), step, image, state, *(pose or [at.untold(image)])
+        )
 
-    def encode_observations(self, observations: Sequence[Observation]) -> tuple[Tensor, Tensor]:
-        """Of R robots, one each -> image (R, K) local ids, state (R, P) bins. ValueError for what the spec is not."""
-        seen = Observation.stack([obs.check(self.spec) for obs in observations])
+    def encode_observations(self, observations: Sequence[Observation]) -> tuple[Tensor, Tensor, Tensor]:
+        """Of R robots, one each -> image (R, K) local ids, state (R, P) and pose (R, Q) bins, NaN where unknown.
+        ValueError for what the spec is not."""
+        seen = Observation.stack([replace(obs.check(self.spec), poses={}) for obs in observations])
         images = [torch.from_numpy(seen.images[camera.name]).to(self.device) for camera in self.spec.cameras]
         image = torch.cat([self.frame_tokenizer.encode(each) for each in images], dim=1)
-        return image, self.layout.to_bins(torch.from_numpy(seen.state)).to(self.device)
+        at = self.layout
+        unknown = np.full(POSE_IDS, np.nan, np.float32)
+        told = [[obs.poses.get(pose.camera, unknown) for pose in at.poses] for obs in observations]
+        pose = at.pose_to_bins(torch.from_numpy(np.array(told, np.float32)).flatten(1))  # (R, Q)
+        return image, at.to_bins(torch.from_numpy(seen.state)).to(self.device), pose.to(self.device)
 
     @torch.no_grad()
     def read(self, cache: Cache) -> Readout:
@@ -463,6 +480,27 @@ class WorldModel(nn.Module):
         return self.frame_tokenizer.decode_all(ids.to(self.device))
 
     @torch.no_grad()
+    def draw_view(self, cache: Cache, poses: Tensor) -> Tensor:
+        """What further cameras would show now, in one pass: poses (R, n, 8) f32, `envs.types.POSE`, of n of them for
+        each robot -> (R, n, h, w, 3) u8, images of the size of `layout.view_camera`, from the mean latents.
+
+        ValueError where the model is told no poses, or a pose is not known.
+        """
+        at = self.layout
+        if not at.poses:
+            raise ValueError("this model was trained without camera poses, so it cannot draw the scene from elsewhere")
+        if poses.ndim != 3 or poses.shape[::2] != (cache.kv.rows, POSE_IDS) or not torch.isfinite(poses).all():
+            raise ValueError(
+                f"poses to draw from must be known and of shape ({cache.kv.rows}, n, {POSE_IDS}), got "
+                f"{tuple(poses.shape)}"
+            )
+        bins = at.poses[0].to_bins(poses.to(self.device, torch.float32)).flatten(0, 1)
+        positions, segments = at.position_ids(self.view_slots, cache.step[:, None]), (Segment(at.view, causal=False),)
+        h, _ = self.run(at.view_ids(bins), self.view_slots, VIEW, positions, segments, (cache.kv,))
+        latents = self.codes(h[:, POSE_IDS:]).mean_latents()  # (R n, Kv, d)
+        return self.frame_tokenizer.decode_latents(latents, at.view_camera).unflatten(0, poses.shape[:2])
+
+    @torch.no_grad()
     def decode_frames(self, imagination: Imagination, rows: Tensor | slice = slice(None)) -> dict[str, Tensor]:
         """Images of some of one robot's futures, (N, H, ...) as `imagination[robot]` has them, from the mean latent
         under each id's distribution -> each camera's (n, H, h, w, 3) u8. ValueError where none were imagined."""
@@ -533,7 +571,7 @@ def _check_parts(spec: Spec, vocab: Vocab, frames: ImageTokenizer, actions: Acti
     """ValueError where the tokenizers are of another robot or of another size than the vocabulary."""
     if frames.vision_size != vocab.vision.size:
         raise ValueError(f"{frames.vision_size} image codes do not fit a vision block of {vocab.vision.size} ids")
-    if frames.config.cameras != spec.cameras:
+    if not frames.config.fits(spec.cameras):
         raise ValueError(f"the image tokenizer is of the cameras {frames.config.cameras}, the robot has {spec.cameras}")
     coded = (actions.low, actions.high, actions.grippers)
     theirs = (tuple(part.low for part in spec.action), tuple(part.high for part in spec.action), spec.grippers)

@@ -43,6 +43,7 @@ from world_model.training.loss import batch_losses
 from world_model.training.optimizers import MuonAdamW
 from world_model.training.preparation import Data, prepare
 from world_model.training.start import ModelSettings
+from world_model.training.viewpoints import Viewpoints
 
 # Settings that change nothing about what is learnt, and those that name what the fingerprint tells by its content.
 NOT_LEARNT = ("out", "measured_windows", "log_every", "loss_every", "checkpoint_seconds", "threads", "precision",
@@ -62,6 +63,9 @@ class TrainConfig:
     out: str
     augment: Augmentation
     model: ModelSettings
+    hide_poses: float
+    view_share: float
+    swap_share: float
     chunk: int | None
     coefs: Literal["auto"] | tuple[int, ...]
     text_size: int | None
@@ -111,11 +115,17 @@ class TrainConfig:
             raise ValueError(f"`discount` must be between 0 and 1, got {self.discount}")
         if self.chunk is not None and self.chunk < 2:
             raise ValueError(f"`chunk` must be at least 2 control steps, got {self.chunk}")
+        _ = self.viewpoints  # which checks its shares
 
     @property
     def folders(self) -> dict[str, tuple[str, ...]]:
         """By the setting that names them, in the order in which they are read."""
         return {"data": self.data, "unlabelled": self.unlabelled, "on_policy": self.on_policy}
+
+    @property
+    def viewpoints(self) -> Viewpoints:
+        """From where training sees the scene."""
+        return Viewpoints(self.hide_poses, self.view_share, self.swap_share)
 
     @property
     def learnt(self) -> dict:
@@ -193,8 +203,8 @@ def train(config: TrainConfig, data: Data) -> Iterator[tuple[Progress, dict[str,
         first = int(torch.randint(config.first_steps + 1, (), generator=rng))
         starts, change = batch_starts(config, len(data.train), progress.step), augment.draw(config.batch, rng)
         images = bool(torch.rand((), generator=rng) >= model.config.weights.imageless)
-        strides = draw_strides(shares, model, config, rng)
-        batch = data.train.batch(starts, config.window, change, strides)
+        strides, choice = draw_strides(shares, model, config, rng), config.viewpoints.choose(config.batch, rng)
+        batch = data.train.batch(starts, config.window, change, strides, choice)
         losses = batch_losses(model, batch.to(model.device), first, images)
         optimizer.zero_grad()
         losses.total.backward()

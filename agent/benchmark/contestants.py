@@ -40,7 +40,7 @@ def decoders(model: WorldModel, cache: Cache, actions: Tensor, rereading: bool =
 
     def copied() -> Cache:
         """A robot for each candidate, which shares nothing."""
-        state = (x.repeat(candidates, *[1] * (x.ndim - 1)) for x in (cache.step, cache.image, cache.state))
+        state = (x.repeat(candidates, *[1] * (x.ndim - 1)) for x in (cache.step, cache.image, cache.state, cache.pose))
         return Cache(join([cache.kv], candidates), *state)
 
     alone = actions.transpose(0, 1)  # (N, 1, 1, M, A)

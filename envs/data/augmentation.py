@@ -18,10 +18,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from envs.data.camera import CameraPose
+from envs.data.camera import CameraPose, pose_matrix, shift_scene
 from envs.types import Spec
 
 
@@ -33,7 +34,8 @@ class Augmentation:
     hue: radians, standard deviation of the turn about grey.
     gain: range of each channel's scale.
     shift: metres, the most that the scene is moved along x and y; 0 to leave it where it is.
-    poses: of the fixed cameras, by name. attached: names of the cameras that move with the hand.
+    poses: of the fixed cameras, by name; where an episode tells it, its own is taken. attached: names of the cameras
+    that move with the hand.
     ground: metres, height of the plane on which the scene stands, for which the shift is exact.
     """
 
@@ -90,12 +92,17 @@ class Change:
     poses: Mapping[str, CameraPose]
     ground: float
 
-    def images(self, camera: str, images: Tensor) -> Tensor:
-        """Images of one camera (n, ..., h, w, 3) u8 -> the same shape."""
+    def images(self, camera: str, images: Tensor, told: np.ndarray | None = None) -> Tensor:
+        """Images of one camera (n, ..., h, w, 3) u8 -> the same shape. told: the poses (n, ..., 8) that it had then,
+        NaN where nobody knows; they stay true, because it is the scene that moves, and not the camera."""
         if camera in self.poses:
-            each = images.shape[1:-3].numel()
-            shift = self.shift.repeat_interleave(each, dim=0)
-            images = self.poses[camera].shift_scene(images.flatten(0, -4), shift, self.ground).view(images.shape)
+            matrix = self.poses[camera].matrix(*images.shape[-3:-1])
+            if told is not None and np.isfinite(told).any():
+                own = pose_matrix(told, *images.shape[-3:-1])
+                matrix = np.where(np.isfinite(own), own, matrix)
+            matrix = matrix.reshape(-1, 3, 4) if matrix.ndim > 2 else matrix
+            shift = self.shift.repeat_interleave(images.shape[1:-3].numel(), dim=0)
+            images = shift_scene(images.flatten(0, -4), matrix, shift, self.ground).view(images.shape)
         colours = self.colours.to(images.device).view(len(images), *[1] * (images.ndim - 3), 3, 3)
         return (images.float() @ colours.mT).clamp(0, 255).round().to(torch.uint8)
 

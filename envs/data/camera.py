@@ -1,4 +1,5 @@
-"""A fixed camera whose pose is known: where it sees points of the world, and how its images shift with the scene."""
+"""Cameras that stand still and whose pose is known: where they see points of the world, and how their images shift
+with the scene."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.spatial.transform import Rotation
 
 
 @dataclass(frozen=True)
@@ -40,24 +42,47 @@ class CameraPose:
         seen = points @ matrix[:, :3].T + matrix[:, 3]
         return seen[..., :2] / seen[..., 2:]
 
-    def shift_scene(self, images: torch.Tensor, shift: torch.Tensor, ground: float) -> torch.Tensor:
-        """What the camera would have seen with the whole scene moved along x and y, robot included.
+    @property
+    def pose(self) -> np.ndarray:
+        """(8,) f32, the same as `envs.types.POSE` has it."""
+        forward = np.subtract(self.target, self.position)
+        right = np.cross(forward, (0.0, 0.0, 1.0))
+        axes = np.stack([a / np.linalg.norm(a) for a in (right, np.cross(right, forward), -forward)], axis=1)
+        x, y, z, w = Rotation.from_matrix(axes).as_quat(canonical=True)  # w >= 0
+        return np.array([*self.position, w, x, y, z, np.radians(self.fovy)], np.float32)
 
-        Exact for the plane z = ground (a homography); of a camera c metres above it, what stands h above it moves by
-        the share h / c too little. Images (n, h, w, 3) u8, shift (n, 2) m, ground m -> images; what comes into view
-        repeats the border.
-        """
-        height, width = images.shape[-3:-1]
-        matrix = self.matrix(height, width)
-        plane = torch.from_numpy(matrix[:, [0, 1, 3]] + matrix[:, [2]] * [[0, 0, ground]])
-        move = torch.eye(3, dtype=plane.dtype).repeat(len(shift), 1, 1)
-        move[:, :2, 2] = -shift.cpu()
-        back = (plane @ move @ plane.inverse()).float().to(images.device)  # where a pixel's content comes from
-        rows, columns = (torch.arange(n, dtype=torch.float32, device=images.device) for n in (height, width))
-        row, column = torch.meshgrid(rows, columns, indexing="ij")
-        came = torch.stack([row, column, torch.ones_like(row)], dim=-1) @ back.mT[:, None]  # (n, h, w, 3)
-        last = torch.tensor([width - 1, height - 1], dtype=torch.float32, device=images.device)
-        came = came[..., [1, 0]] / came[..., 2:] / last * 2 - 1
-        pictures = images.permute(0, 3, 1, 2).float()
-        moved = F.grid_sample(pictures, came, padding_mode="border", align_corners=True)
-        return moved.round().to(torch.uint8).permute(0, 2, 3, 1)
+
+def pose_matrix(poses: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(..., 8) `envs.types.POSE`, in the world -> (..., 3, 4) f64, what `CameraPose.matrix` is; NaN for NaN."""
+    poses = np.asarray(poses, np.float64)
+    w, x, y, z = np.moveaxis(poses[..., 3:7], -1, 0)
+    right = [1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)]
+    up = [2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x)]
+    back = [2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)]
+    axes = np.stack([-np.stack(up, -1), np.stack(right, -1), -np.stack(back, -1)], axis=-2)  # (..., 3, 3)
+    lens = np.zeros((*poses.shape[:-1], 3, 3))
+    lens[..., 0, 0] = lens[..., 1, 1] = height / 2 / np.tan(poses[..., 7] / 2)
+    lens[..., 0, 2], lens[..., 1, 2], lens[..., 2, 2] = (height - 1) / 2, (width - 1) / 2, 1.0
+    return lens @ np.concatenate([axes, -axes @ poses[..., :3, None]], axis=-1)
+
+
+def shift_scene(images: torch.Tensor, matrix: np.ndarray, shift: torch.Tensor, ground: float) -> torch.Tensor:
+    """What a camera would have seen with the whole scene moved along x and y, robot included, and the camera not.
+
+    Exact for the plane z = ground (a homography); of a camera c metres above it, what stands h above it moves by the
+    share h / c too little. Images (n, h, w, 3) u8, matrix of the camera or of each (3, 4) or (n, 3, 4), shift (n, 2) m,
+    ground m -> images; what comes into view repeats the border.
+    """
+    height, width = images.shape[-3:-1]
+    plane = torch.from_numpy(matrix[..., [0, 1, 3]] + matrix[..., [2]] * [[0, 0, ground]])
+    move = torch.eye(3, dtype=plane.dtype).repeat(len(shift), 1, 1)
+    move[:, :2, 2] = -shift.cpu()
+    back = (plane @ move @ plane.inverse()).float().to(images.device)  # where a pixel's content comes from
+    rows, columns = (torch.arange(n, dtype=torch.float32, device=images.device) for n in (height, width))
+    row, column = torch.meshgrid(rows, columns, indexing="ij")
+    came = torch.stack([row, column, torch.ones_like(row)], dim=-1) @ back.mT[:, None]  # (n, h, w, 3)
+    last = torch.tensor([width - 1, height - 1], dtype=torch.float32, device=images.device)
+    came = came[..., [1, 0]] / came[..., 2:] / last * 2 - 1
+    pictures = images.permute(0, 3, 1, 2).float()
+    moved = F.grid_sample(pictures, came, padding_mode="border", align_corners=True)
+    return moved.round().to(torch.uint8).permute(0, 2, 3, 1)

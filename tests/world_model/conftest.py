@@ -6,10 +6,12 @@ import torch
 
 from envs.sim.table import SPEC
 from envs.types import Spec
+from tests.viewed import ROBOT, viewed
 from world_model.model import ModelConfig, WorldModel
 from world_model.nn.transformer import TransformerConfig
 from world_model.tokens.actions import ActionTokenizer
 from world_model.tokens.images import ImageConfig, ImageTokenizer
+from world_model.tokens.poses import PoseRange, fit_poses
 from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
 from world_model.training.dataset import Batch, EpisodeDataset
@@ -18,20 +20,22 @@ TINY = ModelConfig(TransformerConfig(width=48, num_layers=2, num_heads=4, num_kv
 COEFS = (4, 4, 4, 0, 0, 2)
 
 
-def build_world(spec: Spec, coefs: tuple[int, ...], text_size: int = 256) -> WorldModel:
+def build_world(
+    spec: Spec, coefs: tuple[int, ...], text_size: int = 256, poses: tuple[PoseRange, ...] = ()
+) -> WorldModel:
     """Untrained, but with random weights where training starts from zero, so that every path matters."""
     torch.manual_seed(0)
     frames = ImageTokenizer(ImageConfig(spec.cameras, (5, 5, 5), width=16, encoder_blocks=1, decoder_blocks=1)).eval()
     actions = ActionTokenizer.create(spec, coefs)
     vocab = Vocab.native(text_size, frames.vision_size, len(spec.cameras))
-    model = WorldModel(TINY, spec, vocab, frames, actions)
+    model = WorldModel(TINY, spec, vocab, frames, actions, poses)
     torch.nn.init.normal_(model.vision.gate.weight, std=0.02)
     return model.eval()
 
 
 @pytest.fixture
 def make_world():
-    """The function that builds a model of any robot: make_world(spec, coefs)."""
+    """The function that builds a model of any robot: make_world(spec, coefs, text_size, poses)."""
     return build_world
 
 
@@ -74,3 +78,15 @@ def candidates() -> torch.Tensor:
     actions = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (1, 5, 2, 8, 7)).astype(np.float32))
     actions[..., -1] = actions[..., :1, -1].sign()
     return actions
+
+
+@pytest.fixture
+def told(text) -> tuple[WorldModel, EpisodeDataset]:
+    """A model that is told the poses of its cameras, and four episodes of 24 control steps with two views each."""
+    episodes = [viewed(seed) for seed in range(4)]
+    model = build_world(ROBOT, (3, 3), text.size, fit_poses(ROBOT.cameras, episodes))
+    words = text.within(model.vocab.text)
+    return model, EpisodeDataset.join([
+        EpisodeDataset.of(e, model.layout, model.frame_tokenizer, model.actions, words, with_views=True)
+        for e in episodes
+    ])  # fmt: skip

@@ -14,6 +14,7 @@ from world_model.metrics.windows import codes_at_stride, context, imagine_batch,
 from world_model.model import WorldModel
 from world_model.training.dataset import UNKNOWN, Batch, EpisodeDataset
 from world_model.training.loss import FROM_EXPERT, batch_losses
+from world_model.training.viewpoints import Choice
 
 AHEAD = 4  # model steps imagined, where episodes are long enough
 BATCH = 32
@@ -27,7 +28,7 @@ def losses(model: WorldModel, dataset: EpisodeDataset, starts: np.ndarray, steps
     where an expert was asked."""
     sums: dict[str, float] = {}
     for part in np.array_split(starts, max(1, len(starts) // BATCH)):
-        batch = dataset.batch(part, steps).to(model.device)
+        batch = dataset.batch(part, steps, choice=Choice.all_drawn(len(part))).to(model.device)
         other = replace(batch, action=batch.action.roll(1, 0))
         found = batch_losses(model, batch)
         figures = {"loss": found.total, **{f"{k}_nats": v for k, v in found.parts.items()}}

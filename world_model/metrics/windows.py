@@ -46,7 +46,7 @@ def _fitting(dataset: EpisodeDataset, steps: int) -> np.ndarray:
 
 def context(model: WorldModel, batch: Batch) -> Cache:
     """What is known at a window's second step, its first being history: B robots."""
-    observations = [(batch.image[:, s], batch.state[:, s]) for s in (0, 1)]
+    observations = [(batch.image[:, s], batch.state[:, s], batch.pose[:, s]) for s in (0, 1)]
     return model.context(batch.instruction, observations, [batch.action[:, 0]], stride=batch.stride[:, 0])
 
 

@@ -2,17 +2,20 @@
 
     BOS instruction EOT                                                        padded to a fixed length
     then for each model step, one every M control steps or, where the model was trained for that, every n < M:
-      obs    [begin image end] of each camera, [BOT state EOST]                causal
+      obs    [begin pose image end] of each camera, [BOT state EOST]           causal; pose: where cameras tell it
       chunk  [BOA or n, action EOA]                                            causal: what was executed
       act    value, success, held, keypoints | action                          in parallel, from MASK
       next   images, state | value, success, held, keypoints                   in parallel, from the current ids
+    and after all steps, for some of them
+      view   a wanted pose, the image that a camera of that pose would show    in parallel, from MASK
 
-`act` and `next` are parallel copies (DiDA's noisy copies in Emu3.5): they stand at the positions of what they stand
-for, see all causal ids before it and each other in both directions, and are seen by no causal id. `act` reads the
-expert's chunk and what is believed now; `next` reads the next observation as an edit of this one, in one pass. Where
-only the worth of a future is asked for, `next` can do without its images, which are four fifths of it. Beliefs have no
-causal copy, so nothing can depend on a value that would be missing at run time. A step sees the instruction, the step
-before and itself, which is what is known at run time.
+`act`, `next` and `view` are parallel copies (DiDA's noisy copies in Emu3.5): they stand at the positions of what they
+stand for, see all causal ids before it and each other in both directions, and are seen by no causal id. `act` reads the
+expert's chunk and what is believed now; `next` reads the next observation as an edit of this one, in one pass, and can
+do without its images, which are four fifths of it, where only the worth of a future is asked for; `view` stands where
+the first camera that tells its pose stands, and draws the scene from elsewhere. Beliefs have no causal copy, so nothing
+can depend on a value that would be missing at run time. A step sees the instruction, the step before and itself, which
+is what is known at run time.
 
 A chunk begins with BOA where all of its M control steps are executed before the next observation. Where fewer are, the
 id that counts them stands in its place, and the action ids say those alone (`actions.hold`). So a length of its own
@@ -33,17 +36,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from envs.types import Spec
+from envs.types import POSE, Spec
 from world_model.nn.device import constants
 from world_model.nn.transformer import Segment
 from world_model.tokens.images import grid
+from world_model.tokens.poses import POSE_IDS, PoseRange
 from world_model.tokens.vocab import Block, Vocab
 
 if TYPE_CHECKING:
     from world_model.training.dataset import Batch
 
 FLAGS = 2  # success, held
-CAUSAL, ACT, NEXT = 0, 1, 2  # token types: two of them are parallel copies
+CAUSAL, ACT, NEXT, VIEW = 0, 1, 2, 3  # token types: all but the first are parallel copies
 
 # Value ids are even in value ** (1 / VALUE_CURVE): fine near success, where each control step tells, coarse far off.
 VALUE_CURVE = 0.3
@@ -57,7 +61,7 @@ class Layout:
 
     spec: of the robot, with a finite range for every state dimension. num_coefs: action ids without the grippers'.
     instruction: ids kept for `BOS text EOT` and its padding. strides: control steps that a model step may cover, in
-    order; M is always the last of them.
+    order; M is always the last of them. poses: of the cameras whose pose is told, in their order.
     """
 
     spec: Spec
@@ -66,6 +70,7 @@ class Layout:
     chunk_steps: int = 8  # M
     instruction: int = 24
     strides: tuple[int, ...] = ()
+    poses: tuple[PoseRange, ...] = ()
 
     def __post_init__(self) -> None:
         if not all(0 < n <= self.chunk_steps for n in self.strides):
@@ -78,10 +83,13 @@ class Layout:
                 f"the vocabulary has marks for {len(self.vocab.marks.cameras)} cameras, "
                 f"the robot has {len(self.spec.cameras)}"
             )
+        if [camera.name for camera in self.spec.cameras if camera.posed] != [told.camera for told in self.poses]:
+            raise ValueError("every camera whose pose is told needs the range of its poses, and no other camera")
         unknown = [part.name for part in self.spec.state if math.isinf(part.low) or math.isinf(part.high)]
         if unknown:
             raise ValueError(f"state needs a finite range to become ids, which is not known of {', '.join(unknown)}")
-        _ = self.image_slices, self.cameras, self.image_ids, self.state, self.flag  # torch.compile cannot fill caches
+        # torch.compile cannot fill caches
+        _ = self.image_slices, self.pose_slices, self.cameras, self.image_ids, self.state, self.flag
 
     # Slots of the causal ids of a model step, in order: the images, the state, the chunk.
     @cached_property
@@ -89,9 +97,30 @@ class Layout:
         """Slots of each camera's image, without its marks."""
         slots, start = {}, 1
         for camera, ids in self.image_slices.items():
+            start += POSE_IDS * (camera in self.pose_slices)
             slots[camera] = slice(start, start + ids.stop - ids.start)
             start = slots[camera].stop + 2
         return slots
+
+    @cached_property
+    def pose_slices(self) -> dict[str, slice]:
+        """Each camera's part of the Q numbers of all poses."""
+        return {told.camera: slice(POSE_IDS * i, POSE_IDS * (i + 1)) for i, told in enumerate(self.poses)}
+
+    @property
+    def pose_slots(self) -> tuple[int, ...]:
+        """(Q,) slots of the poses: each stands before its camera's image."""
+        return tuple(self.cameras[told.camera].start - POSE_IDS + i for told in self.poses for i in range(POSE_IDS))
+
+    @property
+    def view_camera(self) -> str:
+        """The camera whose place views from elsewhere take, the first that tells its pose; empty where none does."""
+        return self.poses[0].camera if self.poses else ""
+
+    @property
+    def view_size(self) -> tuple[int, int]:
+        """Height and width of its pictures; (0, 0) where no camera tells its pose."""
+        return next(((c.height, c.width) for c in self.spec.cameras if c.name == self.view_camera), (0, 0))
 
     @cached_property
     def image_slices(self) -> dict[str, slice]:
@@ -106,6 +135,11 @@ class Layout:
     def image_ids(self) -> int:
         """K, ids of all cameras."""
         return sum(math.prod(grid(camera)) for camera in self.spec.cameras)
+
+    @property
+    def pose_ids(self) -> int:
+        """Q, numbers of all poses."""
+        return POSE_IDS * len(self.poses)
 
     @property
     def num_grippers(self) -> int:
@@ -127,7 +161,7 @@ class Layout:
 
     @cached_property
     def state(self) -> slice:
-        start = self.image_ids + 2 * len(self.spec.cameras) + 1
+        start = self.image_ids + self.pose_ids + 2 * len(self.spec.cameras) + 1
         return slice(start, start + self.state_dim)
 
     @property
@@ -172,6 +206,11 @@ class Layout:
         return self.state_dim + self.beliefs
 
     @property
+    def view(self) -> int:
+        """Length of `view`: a pose, an image."""
+        return len(self.view_slots)
+
+    @property
     def num_slots(self) -> int:
         return self.step + self.beliefs
 
@@ -180,7 +219,9 @@ class Layout:
         """(num_slots,) what stands at each slot, by names that mean the same in any other layout of the robot."""
         names = []
         for camera, slots in self.cameras.items():
-            names += [f"{camera} begins", *(f"{camera} {i}" for i in range(slots.stop - slots.start)), f"{camera} ends"]
+            told = [f"{camera} pose {name}" for name in POSE if camera in self.pose_slices]
+            image = (f"{camera} {i}" for i in range(slots.stop - slots.start))
+            names += [f"{camera} begins", *told, *image, f"{camera} ends"]
         names += ["state begins", *(f"state {part.name}" for part in self.spec.state), "state ends", "chunk begins"]
         names += [f"coefficient {i}" for i in range(self.num_coefs)]
         names += [f"gripper {self.spec.action[i].name}" for i in self.spec.grippers]
@@ -207,6 +248,14 @@ class Layout:
     def next_slots(self) -> Tensor:
         return torch.cat([self.obs_slots, torch.arange(self.step, self.num_slots)])
 
+    @property
+    def view_slots(self) -> Tensor:
+        """Those of the pose and the image of `view_camera`; none where no camera tells its pose."""
+        if not self.poses:
+            return torch.arange(0)
+        image = self.cameras[self.view_camera]
+        return torch.arange(image.start - POSE_IDS, image.stop)
+
     def position_ids(self, slots: Tensor, step: int | Tensor) -> Tensor:
         """Rotary positions (n,) of slots (n,) of model step `step`; (B, n) for steps (B, 1)."""
         inside = torch.where(slots < self.step, slots, self.obs - 1)
@@ -219,12 +268,13 @@ class Layout:
         ids = [marks.bos, *list(text)[: self.instruction - 2], marks.eot]
         return torch.tensor(ids + [marks.pad] * (self.instruction - len(ids)))
 
-    def obs_ids(self, image: Tensor, state: Tensor) -> Tensor:
-        """image (..., K) local, state (..., P) in bins -> (..., obs) ids."""
+    def obs_ids(self, image: Tensor, state: Tensor, pose: Tensor | None = None) -> Tensor:
+        """image (..., K) local, state (..., P) and pose (..., Q) in bins, which may be unknown -> (..., obs) ids."""
         marks, vision = self.vocab.marks, self.vocab.vision.encode(image)
+        told = self.told_ids(self.untold(image) if pose is None else pose)
         images = [
-            (begin, vision[..., part], end)
-            for (begin, end), part in zip(marks.cameras, self.image_slices.values(), strict=True)
+            (begin, torch.cat([told[..., self.pose_slices.get(camera, slice(0))], vision[..., part]], dim=-1), end)
+            for (begin, end), (camera, part) in zip(marks.cameras, self.image_slices.items(), strict=True)
         ]
         return self._segments(*images, (marks.bot, self.state_ids(state), marks.eost))
 
@@ -267,6 +317,19 @@ class Layout:
         seen = [self.vocab.vision.encode(image)] if images else []
         return torch.cat([*seen, self.state_ids(state), masks], dim=-1)
 
+    def view_ids(self, pose: Tensor) -> Tensor:
+        """A wanted pose (..., 8) in bins -> (..., view) ids."""
+        told = self.told_ids(pose)
+        return torch.cat([told, told.new_full((*told.shape[:-1], self.view - POSE_IDS), self.vocab.marks.mask)], dim=-1)
+
+    def told_ids(self, pose: Tensor) -> Tensor:
+        """Bins of poses (...), NaN where nobody knows -> ids."""
+        return torch.where(pose.isnan(), self.vocab.marks.mask, self.state_ids(pose.nan_to_num(0.0)))
+
+    def untold(self, image: Tensor) -> Tensor:
+        """(..., Q) f32 for images (..., K) of which no pose is known."""
+        return torch.full((*image.shape[:-1], self.pose_ids), torch.nan, device=image.device)
+
     def state_ids(self, state: Tensor) -> Tensor:
         """Bins -> ids; what lies outside the range takes the outermost one."""
         block = self.vocab.state
@@ -282,6 +345,11 @@ class Layout:
         """Bins (..., P) -> the robot's units."""
         low, high = self._state_range(bins.device)
         return low + bins / (self.vocab.state.size - 1) * (high - low)
+
+    def pose_to_bins(self, pose: Tensor) -> Tensor:
+        """(..., Q) f32, `POSE` of each camera that tells it -> bins; NaN stays NaN."""
+        parts = [told.to_bins(pose[..., self.pose_slices[told.camera]]) for told in self.poses]
+        return torch.cat(parts, dim=-1) if parts else pose
 
     def points_to_bins(self, points: Tensor) -> Tensor:
         """(..., n, 3) m in the spec's workspace -> (..., 3 n) bins; NaN stays NaN."""
@@ -327,11 +395,13 @@ class Layout:
 class Sequence:
     """The static frame of S model steps with their parallel copies: what stands where and sees what. L ids in all.
 
-    images: whether `next` has any.
+    views: of how many steps, from the first on, another view is drawn. With the first step alone and the second, which
+    has history, both that a model meets when it acts are there. images: whether `next` has any.
     """
 
     layout: Layout
     steps: int
+    views: int = 0
     images: bool = True
 
     @property
@@ -345,18 +415,25 @@ class Sequence:
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
-        """instruction, then obs, chunk, act, next of every step."""
+        """instruction, then obs, chunk, act, next of every step, then views."""
         at, segments = self.layout, [Segment(self.layout.instruction)]
         for s in range(self.steps):
-            obs = 1 + 4 * s
-            before = (0, obs - 4, obs - 3) if s else (0,)
+            obs, before = self._seen(s)
             segments += [
                 Segment(at.obs, before),
                 Segment(at.chunk, (*before, obs)),
                 Segment(at.act, (*before, obs), causal=False),
                 Segment(self.next, (*before, obs, obs + 1), causal=False),
             ]
+        for obs, before in map(self._seen, range(self.views)):
+            segments.append(Segment(at.view, (*before, obs), causal=False))
         return tuple(segments)
+
+    @staticmethod
+    def _seen(step: int) -> tuple[int, tuple[int, ...]]:
+        """The segment of a step's observation, and the segments before it that the step sees."""
+        obs = 1 + 4 * step
+        return obs, (0, obs - 4, obs - 3) if step else (0,)
 
     @cached_property
     def length(self) -> int:
@@ -372,14 +449,17 @@ class Sequence:
         """(L,) slot within the model step; -1 in the instruction, which has none."""
         at = self.layout
         one = torch.cat([torch.arange(at.step), at.act_slots, self.next_slots])
-        return torch.cat([torch.full((at.instruction,), -1), one.repeat(self.steps)])
+        return torch.cat([
+            torch.full((at.instruction,), -1), one.repeat(self.steps), at.view_slots.repeat(self.views)
+        ])  # fmt: skip
 
     @cached_property
     def token_types(self) -> Tensor:
-        """(L,) CAUSAL, ACT or NEXT."""
+        """(L,) CAUSAL, ACT, NEXT or VIEW."""
         at = self.layout
         one = torch.tensor([CAUSAL] * at.step + [ACT] * at.act + [NEXT] * self.next)
-        return torch.cat([torch.full((at.instruction,), CAUSAL), one.repeat(self.steps)])
+        views = torch.full((self.views * at.view,), VIEW)
+        return torch.cat([torch.full((at.instruction,), CAUSAL), one.repeat(self.steps), views])
 
     def position_ids(self, first: int = 0) -> Tensor:
         """(L,) rotary positions when the window's first step is the episode's model step number `first`."""
@@ -388,6 +468,7 @@ class Sequence:
             causal = torch.arange(at.step)
             parts += [at.position_ids(causal, s), at.position_ids(at.act_slots, s)]
             parts.append(at.position_ids(self.next_slots, s + 1))
+        parts += [at.position_ids(at.view_slots, s) for s in range(first, first + self.views)]
         return torch.cat(parts)
 
     def where(self, start: int, count: int) -> Tensor:
@@ -400,8 +481,11 @@ class Sequence:
         at, (rows, steps) = self.layout, batch.action.shape[:2]
         if steps != self.steps:
             raise ValueError(f"a sequence of {self.steps} steps cannot hold windows of {steps}")
+        if batch.view.shape[1] != self.views:
+            raise ValueError(f"a sequence of {self.views} views cannot hold {batch.view.shape[1]}")
         image, state = batch.image[:, :steps], batch.state[:, :steps]  # (B, S, K), (B, S, P)
         copies = at.act_ids(rows, steps, device=image.device), at.next_ids(image, state, self.images)
-        chunks = at.chunk_ids(batch.action, batch.stride)
-        each = torch.cat([at.obs_ids(image, state), chunks, *copies], dim=-1)  # (B, S, step)
-        return torch.cat([batch.instruction, each.flatten(1)], dim=1)
+        obs, chunks = at.obs_ids(image, state, batch.pose[:, :steps]), at.chunk_ids(batch.action, batch.stride)
+        each = torch.cat([obs, chunks, *copies], dim=-1)  # (B, S, step)
+        views = (at.view_ids(batch.view_pose).flatten(1),) if self.views else ()
+        return torch.cat([batch.instruction, each.flatten(1), *views], dim=1)

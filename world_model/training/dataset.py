@@ -15,7 +15,9 @@ from envs.types import HELD_UNKNOWN, Episode, Spec
 from world_model.tokens.actions import ActionTokenizer
 from world_model.tokens.images import ImageTokenizer
 from world_model.tokens.layout import Layout
+from world_model.tokens.poses import POSE_IDS
 from world_model.tokens.text import TextTokenizer
+from world_model.training.viewpoints import VIEWED_STEPS, Choice, Views, told_poses
 
 Index = np.ndarray | tuple[np.ndarray, np.ndarray | int]
 UNKNOWN = -1  # in place of a flag that nobody knows
@@ -27,12 +29,14 @@ class Batch:
     """S model steps as they happened, and the observation after the last, in local numbers. Batched: (B, ...).
 
     Weights say what is real: `valid`, that an observation lies within its episode; `next_valid`, that the observation
-    after a chunk is known; `has_expert`, that the expert was asked throughout a chunk.
+    after a chunk is known; `has_expert`, that the expert was asked throughout a chunk; `view_valid`, that a view from
+    elsewhere is to be drawn. V: of how many of the first model steps views are; 0 in most batches.
     """
 
     instruction: Tensor  # (B, I) i64, ids
     image: Tensor  # (B, S + 1, K) i64, all cameras
     state: Tensor  # (B, S + 1, P) f32, bins
+    pose: Tensor  # (B, S + 1, Q) f32, bins, NaN where unknown
     value: Tensor  # (B, S + 1) f32 in [0, 1], NaN where unknown
     flags: Tensor  # (B, S + 1, 2) i64, success and held, UNKNOWN where nobody knows
     keypoints: Tensor  # (B, S + 1, 3 n) f32, bins, NaN where unknown
@@ -43,6 +47,9 @@ class Batch:
     valid: Tensor  # (B, S + 1) f32
     next_valid: Tensor  # (B, S) f32
     has_expert: Tensor  # (B, S) f32
+    view: Tensor  # (B, V, Kv) i64, one camera
+    view_pose: Tensor  # (B, V, 8) f32, bins
+    view_valid: Tensor  # (B, V) f32
 
     def to(self, device: torch.device) -> Batch:
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
@@ -58,6 +65,7 @@ class EpisodeDataset:
     frames: ImageTokenizer
     images: dict[str, np.ndarray]  # camera -> (R, h, w, 3) u8
     state: np.ndarray  # (R, P) f32, the robot's units
+    pose: np.ndarray  # (R, Q) f32, `POSE` of each camera that the model is told, NaN where unknown
     value: np.ndarray  # (R,) f32, NaN where unknown
     flags: np.ndarray  # (R, 2) i8, UNKNOWN where nobody knows
     keypoints: np.ndarray  # (R, n, 3) f32, m, NaN where unknown
@@ -67,6 +75,7 @@ class EpisodeDataset:
     last: np.ndarray  # (R,) i64, the row of the episode's last observation
     absorbing: np.ndarray  # (R,) bool, the episode ends in success: at rest, so that padding it with rest is true
     instruction: np.ndarray  # (R, I) i32
+    views: Views  # of the R moments
 
     def __len__(self) -> int:
         return len(self.last)
@@ -74,9 +83,10 @@ class EpisodeDataset:
     @classmethod
     def of(
         cls, episode: Episode, layout: Layout, frames: ImageTokenizer, actions: ActionTokenizer, text: TextTokenizer,
-        discount: float = 0.997,
+        discount: float = 0.997, with_views: bool = False,
     ) -> EpisodeDataset:  # fmt: skip
-        """One episode. ValueError where it is of another robot than the layout."""
+        """One episode; its views take as much memory as its images. ValueError where it is of another robot than the
+        layout."""
         layout.spec.require(episode.spec, "the model", f"the episode of seed {episode.seed}")
         steps, chunk = len(episode), layout.chunk_steps
         if actions.num_coefs != layout.num_coefs or actions.chunk != chunk:
@@ -94,6 +104,7 @@ class EpisodeDataset:
             frames=frames,
             images=episode.images,
             state=episode.state.astype(np.float32),
+            pose=told_poses(episode, layout),
             value=value_to_come(episode.success, discount, episode.off_task_steps),
             flags=np.stack([episode.success, held], axis=1).astype(np.int8),
             keypoints=episode.keypoints.astype(np.float32),
@@ -103,6 +114,7 @@ class EpisodeDataset:
             last=np.full(steps + 1, steps),
             absorbing=np.full(steps + 1, bool(episode.success[-1])),
             instruction=np.repeat(instruction.numpy()[None].astype(np.int32), steps + 1, axis=0),
+            views=Views.of(episode, layout, with_views),
         )
 
     @classmethod
@@ -112,18 +124,21 @@ class EpisodeDataset:
             raise ValueError("there are no episodes to lay end to end")
         starts = np.cumsum([0] + [len(part) for part in parts[:-1]])
         moved = [replace(part, last=part.last + start) for part, start in zip(parts, starts, strict=True)]
-        names = [f.name for f in fields(cls) if f.name not in ("layout", "frames", "images")]
+        names = [f.name for f in fields(cls) if f.name not in ("layout", "frames", "images", "views")]
         joined = {name: np.concatenate([getattr(part, name) for part in moved]) for name in names}
         images = {name: np.concatenate([part.images[name] for part in moved]) for name in parts[0].images}
-        return cls(parts[0].layout, parts[0].frames, images, **joined)
+        views = Views.join([part.views for part in parts])
+        return cls(parts[0].layout, parts[0].frames, images, views=views, **joined)
 
     def batch(
-        self, starts: np.ndarray, steps: int, change: Change | None = None, strides: np.ndarray | None = None
-    ) -> Batch:
+        self, starts: np.ndarray, steps: int, change: Change | None = None, strides: np.ndarray | None = None,
+        choice: Choice | None = None,
+    ) -> Batch:  # fmt: skip
         """The windows of `steps` model steps from rows `starts` (B,); what lies beyond an episode's end weighs 0.
 
         change: to other colours and places, one for each window. strides: (B, S) control steps that each model step
-        covers, M where it is None. ValueError for one that the layout has not.
+        covers, M where it is None; ValueError for one that the layout has not. choice: of what is told, seen and drawn
+        of cameras in each window; without it all that is known is told, and nothing is drawn.
         """
         layout, last = self.layout, self.last[starts][:, None]
         strides = np.full((len(starts), steps), layout.chunk_steps) if strides is None else strides
@@ -138,15 +153,36 @@ class EpisodeDataset:
         def gather(array: np.ndarray, index: Index, dtype: torch.dtype) -> Tensor:
             return torch.from_numpy(array[index]).to(dtype)
 
-        views = {name: gather(array, at, torch.uint8).to(self.frames.device) for name, array in self.images.items()}
+        images, pose = {name: array[at] for name, array in self.images.items()}, self.pose[at]
+        told = self.layout.pose_slices
+
+        def encode(name: str, recorded: np.ndarray, poses: np.ndarray | None) -> Tensor:
+            seen = torch.from_numpy(recorded).to(self.frames.device)
+            return self.frames.encode(seen if change is None else change.images(name, seen, poses))
+
+        views, drawn = self.views.count[starts], 0
+        view, view_pose = torch.zeros(len(starts), 0, 0, dtype=wide), np.zeros((len(starts), 0, POSE_IDS), np.float32)
+        if choice is not None and views.any():
+            place, (shown, wanted) = self.layout.view_camera, choice.of(views)
+            own = images[place], pose[..., told[place]].copy()
+            images[place], pose[..., told[place]] = self.views.seen(at, shown, *own)
+            if choice.draws:
+                drawn = min(VIEWED_STEPS, steps)
+                recorded, view_pose = self.views.seen(at[:, :drawn], wanted, *(each[:, :drawn] for each in own))
+                view = encode(place, recorded, view_pose)
+        view_valid = (views > 0)[:, None] & (rows <= last)[:, :drawn] & np.isfinite(view_pose).all(-1)
+        ids = [encode(name, array, pose[..., told[name]] if name in told else None) for name, array in images.items()]
+        pose, view_pose = self.layout.pose_to_bins(torch.from_numpy(pose)), torch.from_numpy(view_pose)
+        if choice is not None:
+            pose = pose.masked_fill(choice.hidden[:, None, None], torch.nan)
         state, keypoints = (gather(array, at, torch.float32) for array in (self.state, self.keypoints))
         if change is not None:
-            views = {name: change.images(name, view) for name, view in views.items()}
             state, keypoints = change.state(state, layout.spec.positions), change.points(keypoints)
         return Batch(
             instruction=gather(self.instruction, starts, wide),
-            image=torch.cat([self.frames.encode(view) for view in views.values()], dim=-1),
+            image=torch.cat(ids, dim=-1),
             state=layout.to_bins(state),
+            pose=pose,
             value=gather(self.value, at, torch.float32),
             flags=gather(self.flags, at, wide),
             keypoints=layout.points_to_bins(keypoints),
@@ -157,11 +193,18 @@ class EpisodeDataset:
             valid=torch.from_numpy((rows <= last).astype(np.float32)),
             next_valid=torch.from_numpy(next_valid.astype(np.float32)),
             has_expert=torch.from_numpy((self.has_expert[at] & (rows < last))[:, :-1].astype(np.float32)),
+            view=view,
+            view_pose=self.layout.poses[0].to_bins(view_pose) if drawn else view_pose,
+            view_valid=torch.from_numpy(view_valid.astype(np.float32)),
         )
 
     def outside(self) -> dict[str, float]:
-        """Share of the state values that leave the range of their dimension, by its name; only what leaves it."""
-        return {name: count / len(self) for name, count in self.layout.spec.outside(self.state).items()}
+        """Share of the values of states and poses that leave their range, by name; only what leaves it."""
+        found = {name: count / len(self) for name, count in self.layout.spec.outside(self.state).items()}
+        for told in self.layout.poses:
+            own = self.pose[:, self.layout.pose_slices[told.camera]]
+            found |= {name: count / len(self) for name, count in told.outside(own).items()}
+        return found
 
 
 def chunks(action: np.ndarray, length: int, spec: Spec) -> np.ndarray:

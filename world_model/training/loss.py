@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from world_model.tokens.layout import FLAGS, Sequence
+from world_model.tokens.poses import POSE_IDS
 from world_model.tokens.vocab import Block
 
 if TYPE_CHECKING:
@@ -52,24 +53,26 @@ class Losses:
 
 def hidden_by_step(
     model: WorldModel, batch: Batch, first: int = 0, images: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Hidden states of a batch of windows (B, S steps), each (B, S, n, width): of the causal ids of every model step,
-    of the copy `act` and of the copy `next`.
+    of the copy `act` and of the copy `next`; and of the images of the views, (B, V, Kv, width).
 
     first: number of the first model step, so that every rotary position a long imagination reaches is trained.
     images: whether `next` has any.
     """
-    at, sequence = model.layout, Sequence(model.layout, batch.action.shape[1], images)
+    at, sequence = model.layout, Sequence(model.layout, batch.action.shape[1], batch.view.shape[1], images)
     ids = sequence.ids(batch)  # (B, L)
     h, _ = model.run(ids, sequence.slots, sequence.token_types, sequence.position_ids(first), sequence.segments)
-    by_step = h[:, at.instruction :].unflatten(1, (-1, sequence.step))  # (B, S, step, width)
-    return by_step.split([at.step, at.act, sequence.next], dim=2)
+    views = at.instruction + sequence.steps * sequence.step
+    by_step = h[:, at.instruction : views].unflatten(1, (-1, sequence.step))  # (B, S, step, width)
+    view_h = h[:, views:].unflatten(1, (sequence.views, at.view))[:, :, POSE_IDS:]
+    return *by_step.split([at.step, at.act, sequence.next], dim=2), view_h
 
 
 def batch_losses(model: WorldModel, batch: Batch, first: int = 0, images: bool = True) -> Losses:
     """Teach a batch of windows (B, S steps). first, images: as `hidden_by_step` takes them."""
     at = model.layout
-    causal, act, following = hidden_by_step(model, batch, first, images)
+    causal, act, following, view_h = hidden_by_step(model, batch, first, images)
 
     def ahead(slots: slice) -> Tensor:
         """Hidden states from which the next-token reading says these slots: one slot earlier."""
@@ -130,6 +133,7 @@ def batch_losses(model: WorldModel, batch: Batch, first: int = 0, images: bool =
             w.image, code(next_h, next_image[..., :drawn], image[..., :drawn]), next_valid * changed[..., :drawn]
         ),
         "next_state": (w.state, smooth(next_state_h, vocab.state, moved), next_valid),
+        **({"view": (w.image, code(view_h, batch.view), batch.view_valid[..., None])} if batch.view.numel() else {}),
         **beliefs("", belief_h, now, valid),
         **beliefs("next_", next_belief_h, then, next_valid),
     }

@@ -16,19 +16,21 @@ import torch
 from envs.data.files import to_json
 from envs.data.fingerprint import fingerprint
 from envs.data.store import EpisodeError
-from envs.types import CameraSpec, Episode, Spec
+from envs.types import POSE, CameraSpec, Episode, Spec
 from world_model import checkpoint
 from world_model.checkpoint import Loaded
 from world_model.metrics import windows
 from world_model.model import WorldModel
 from world_model.tokens.actions import ActionTokenizer
 from world_model.tokens.images import ImageTokenizer
+from world_model.tokens.poses import fit_poses
 from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
 from world_model.training import sources
 from world_model.training.dataset import EpisodeDataset, chunks, common_spec, fit_ranges
 from world_model.training.sources import Source
 from world_model.training.start import continued, require_agreement
+from world_model.training.viewpoints import view_names
 
 if TYPE_CHECKING:
     from world_model.train import TrainConfig
@@ -66,19 +68,22 @@ def prepare(config: TrainConfig, device: torch.device) -> Data:
     episodes, tests = [e for _, e in training], [e for _, e in testing]
     if begin:
         _require_agreement(config, begin, spec, device)
-        text, discount, had = begin.text, begin.meta["discount"], begin.model.config
-        # What counts is this training's to say, and lengths of model steps may be added where there were none.
-        torch.manual_seed(config.seed)
-        model = continued(begin.model, replace(
-            had, weights=config.model.weights, strides=had.strides or config.strides or ()
-        ))  # fmt: skip
+        model, text, discount = model_from(begin, config, episodes), begin.text, begin.meta["discount"]
     else:
         model, text = new_model(config, spec, episodes, device)
         discount = config.discount or DISCOUNT
+    place = model.layout.view_camera
+    if config.viewpoints.needs_views and place in config.augment.attached:
+        raise ValueError(
+            f"views from places that stand still cannot stand for the pictures of camera {place}, which moves with the "
+            "hand: a fixed camera that tells its pose must come first, or `view_share` and `swap_share` be 0"
+        )
     frames, actions = model.frame_tokenizer, model.actions
     train, test = (
-        EpisodeDataset.join([EpisodeDataset.of(e, model.layout, frames, actions, text, discount) for e in side])
-        if side else None
+        EpisodeDataset.join([
+            EpisodeDataset.of(e, model.layout, frames, actions, text, discount, config.viewpoints.needs_views)
+            for e in side
+        ]) if side else None
         for side in (episodes, tests)
     )  # fmt: skip
     if not windows.longest(train):
@@ -86,7 +91,7 @@ def prepare(config: TrainConfig, device: torch.device) -> Data:
     about = {
         "instructions": sorted({e.instruction for e in episodes}), "env_ids": sorted({e.env_id for e in episodes}),
         "episodes": {"train": len(episodes), "held_out": len(tests)}, "control_steps": len(train),
-        "discount": discount,
+        "discount": discount, "views": _taught_views(config, begin, model, episodes),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy", "safetensors")},
     }  # fmt: skip
     files = {"tokenizer": _content(frames), **({"start": begin.sha256} if begin else {})}
@@ -101,7 +106,7 @@ def new_model(
     and action tokenizers."""
     spec, chunk, folder = fit_ranges(spec, [e.state for e in episodes]), config.chunk or CHUNK, config.tokenizer
     frames = frame_tokenizer(folder or TOKENIZER, device)
-    if frames.config.cameras != spec.cameras:
+    if not frames.config.fits(spec.cameras):
         raise ValueError(
             f"the image tokenizer {folder or TOKENIZER} is of the cameras {_shown(frames.config.cameras)}, the "
             f"episodes are of {_shown(spec.cameras)}: train one on these episodes"
@@ -112,9 +117,27 @@ def new_model(
     actions = ActionTokenizer.fit(sample_chunks(episodes, chunk), spec, coefs)
     vocab = Vocab.native(text.size, frames.vision_size, len(spec.cameras), actions.chunk)
     torch.manual_seed(config.seed)
-    settings = replace(config.model.build(), strides=config.strides or ())
-    model = WorldModel(settings, spec, vocab, frames, actions).to(device)
+    settings, poses = replace(config.model.build(), strides=config.strides or ()), fit_poses(spec.cameras, episodes)
+    model = WorldModel(settings, spec, vocab, frames, actions, poses).to(device)
     return model, text.within(vocab.text)
+
+
+def model_from(begin: Loaded, config: TrainConfig, episodes: list[Episode]) -> WorldModel:
+    """The checkpoint's model, to go on with. What counts is this training's to say; lengths of model steps are added
+    where there were none, and places for the poses that these episodes tell of cameras of which it knew none."""
+    old = begin.model
+    told = {pose.camera: pose for pose in (*fit_poses(old.spec.cameras, episodes), *old.layout.poses)}
+    poses = tuple(told[camera.name] for camera in old.spec.cameras if camera.name in told)
+    strides = old.config.strides or config.strides or ()
+    torch.manual_seed(config.seed)
+    return continued(old, replace(old.config, weights=config.model.weights, strides=strides), poses)
+
+
+def _taught_views(config: TrainConfig, begin: Loaded | None, model: WorldModel, episodes: list[Episode]) -> list[str]:
+    """Names of the views that a model has learnt to draw, now or before."""
+    before = begin.meta.get("views", []) if begin else []
+    now = {name for e in episodes for name in view_names(e, model.layout)} if config.viewpoints.draw else ()
+    return sorted({*before, *now})
 
 
 def _labels(source: Source, held_out: bool) -> list[Episode]:
@@ -151,12 +174,17 @@ def _notes(
         yield "no episode says what an expert would do: the model learns what follows an action, but not how to act"
     if config.augment.shift and (why := config.augment.cannot_shift(train.layout.spec)):
         yield f"the scene stays where it is, `augment.shift` or not: {why}"
+    if config.viewpoints.needs_views and not train.views.count.any():
+        place = train.layout.view_camera
+        why = f"has views of the size of camera {place}" if place else "tells where its cameras stand"
+        yield f"nothing is learnt of other views, `view_share` and `swap_share` or not: no episode {why}"
     for side, dataset in (("training", train), ("held-out", test)):
+        poses = {f"{told.camera}.{number}" for told in train.layout.poses for number in POSE}
         for name, share in (dataset.outside() if dataset else {}).items():
             if share > OUTSIDE:
                 yield (
-                    f"{share:.2%} of the values of the state `{name}` in {side} episodes leave its range, and are read "
-                    "as its ends"
+                    f"{share:.2%} of the values of {'the pose' if name in poses else 'the state'} `{name}` in {side} "
+                    "episodes leave its range, and are read as its ends"
                 )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from world_model.model import ModelConfig, WorldModel
 from world_model.nn.transformer import TransformerConfig
+from world_model.tokens.poses import PoseRange
 from world_model.training.loss import LossWeights
 
 SMALL = TransformerConfig(width=192, num_layers=4, num_heads=6, num_kv_heads=3, hidden=512)  # configs/model/S.yaml
@@ -61,9 +62,10 @@ def require_agreement(disagreements: Mapping[str, tuple[Any, Any]], start: str) 
         )
 
 
-def continued(old: WorldModel, config: ModelConfig) -> WorldModel:
-    """A model of this config with the weights of `old`, to train on: what the config adds to the layout is new."""
-    new = WorldModel(config, old.spec, old.vocab, old.frame_tokenizer, old.actions).to(old.device)
+def continued(old: WorldModel, config: ModelConfig, poses: tuple[PoseRange, ...]) -> WorldModel:
+    """A model of this config, told these poses, with the weights of `old`, to train on: what is added to the layout is
+    new."""
+    new = WorldModel(config, old.spec, old.vocab, old.frame_tokenizer, old.actions, poses).to(old.device)
     take_weights(new, old)
     new.precision = old.precision
     return new.train(old.training)
@@ -71,8 +73,8 @@ def continued(old: WorldModel, config: ModelConfig) -> WorldModel:
 
 @torch.no_grad()
 def take_weights(new: WorldModel, old: WorldModel) -> tuple[str, ...]:
-    """Give a new model an old one's weights, though its layout may have other slots; the slots that the old layout has
-    not, by name, keep the rows that they were initialised with.
+    """Give a new model an old one's weights, though its layout may have other slots, and a further token type; what the
+    old layout has not, slots by name, keeps the rows that it was initialised with.
 
     ValueError where anything but the slots differs, by its name.
     """
@@ -82,6 +84,9 @@ def take_weights(new: WorldModel, old: WorldModel) -> tuple[str, ...]:
     table = moved["step_embed.weight"].clone()
     table[:-1][rows >= 0] = theirs["step_embed.weight"][rows[rows >= 0]].to(table)  # the last row is padding
     theirs["step_embed.weight"] = table
+    types = moved["token_type_embed.weight"].clone()
+    types[: len(theirs["token_type_embed.weight"])] = theirs["token_type_embed.weight"].to(types)
+    theirs["token_type_embed.weight"] = types
     unlike = [name for name in sorted({*theirs, *moved})
               if name not in theirs or name not in moved or theirs[name].shape != moved[name].shape]  # fmt: skip
     if unlike:

@@ -1,12 +1,14 @@
 """The layout of a sequence."""
 
+import hashlib
 from dataclasses import replace
 
 import pytest
 import torch
 
 from envs.types import ActionSpec, CameraSpec, Spec, StateSpec
-from world_model.tokens.layout import ACT, CAUSAL, NEXT, Layout, Sequence
+from world_model.tokens.layout import ACT, CAUSAL, NEXT, VIEW, Layout, Sequence
+from world_model.tokens.poses import PoseRange
 from world_model.tokens.vocab import Vocab
 
 
@@ -123,3 +125,60 @@ def test_values_outside_the_range_take_the_outermost_ids(layout):
     state = torch.tensor([9.0, -9, 0, 0, 0, 0, 1])
     ids = layout.state_ids(layout.to_bins(state))
     assert layout.vocab.state.decode(ids)[[0, 1, 6]].tolist() == [255, 0, 255]
+
+
+def test_without_poses_the_layout_is_that_of_the_checkpoints_that_ship(world, batch):
+    """Catches a change for cameras that tell their pose which moves anything for those that do not."""
+    sequence, digest = Sequence(world.layout, 3), hashlib.sha256()
+    batch = replace(
+        batch, instruction=batch.instruction * 0, image=torch.arange(4 * 4 * 80).view(4, 4, 80) % 125,
+        state=torch.arange(4.0 * 4 * 7).view(4, 4, 7), action=torch.arange(4 * 3 * 15).view(4, 3, 15) % 16,
+    )  # fmt: skip
+    for tensor in (sequence.ids(batch), sequence.position_ids(2), sequence.slots, sequence.token_types):
+        digest.update(tensor.numpy().tobytes())
+    for segment in sequence.segments:
+        digest.update(repr((segment.length, segment.sees, segment.causal)).encode())
+    assert digest.hexdigest() == "e5b5b78d31dcd24b0f902b4fdec2ddf30d1ed756767140db748fef45fa353319"
+    assert len(world.token_type_embed.weight) == 3 and world.layout.view == 0
+
+
+def test_a_pose_stands_between_its_cameras_first_mark_and_its_image(told):
+    """Catches poses that push other slots out of place, or that stand before another camera's image."""
+    model, dataset = told
+    at, marks, vocab = model.layout, model.vocab.marks, model.vocab
+    batch = dataset.batch(torch.tensor([3, 30]).numpy(), 2)
+    ids = at.obs_ids(batch.image[:, 0], batch.state[:, 0], batch.pose[:, 0])
+    assert ids.shape == (2, at.obs) and at.obs == (1 + 8 + 16 + 1) + (1 + 8 + 4 + 1) + (1 + 3 + 1)
+    assert [ids[0, s].item() for s in (0, 25, 26, 39, 40, 44)] == [*marks.cameras[0], *marks.cameras[1], marks.bot,
+                                                                    marks.eost]  # fmt: skip
+    assert at.pose_slots == (*range(1, 9), *range(27, 35))
+    told_ids = ids[:, list(at.pose_slots)]
+    assert torch.equal(vocab.state.decode(told_ids), batch.pose[:, 0].round().clamp(0, 255).long())
+    for slots in at.cameras.values():
+        assert vocab.vision.contains(ids[:, slots]).all()
+    assert [at.slot_names[i] for i in (1, 9, 34)] == ["front pose x", "front 0", "hand pose fovy"]
+    assert len(set(at.slot_names)) == at.num_slots
+
+
+def test_views_come_last_and_stand_where_the_camera_stands(told):
+    """Catches a view that sees what is not known yet, that something else sees, or that stands at another step."""
+    model, _ = told
+    at, sequence, plain = model.layout, Sequence(model.layout, 3, 2), Sequence(model.layout, 3)
+    assert sequence.segments[: len(plain.segments)] == plain.segments
+    first, second = sequence.segments[-2:]
+    assert (first.sees, second.sees) == ((0, 1), (0, 1, 2, 5)) and first.length == at.view == 8 + 16
+    assert not (first.causal or second.causal)
+    assert sequence.length == plain.length + 2 * at.view == len(sequence.slots) == len(sequence.token_types)
+    assert (sequence.token_types[plain.length :] == VIEW).all() and not (plain.token_types == VIEW).any()
+    causal = sequence.position_ids(2)[sequence.where(0, at.step)]
+    assert torch.equal(sequence.position_ids(2)[plain.length :].view(2, -1), causal[:2, at.view_slots])
+    assert at.view_slots.tolist() == list(range(1, 25))
+
+
+def test_only_cameras_that_tell_a_pose_have_its_range(told):
+    """Catches a spec and ranges that do not agree: slots of one camera would hold another's pose."""
+    at = told[0].layout
+    with pytest.raises(ValueError, match="no other camera"):
+        Layout(at.spec, at.vocab, 6, poses=at.poses[:1])
+    with pytest.raises(ValueError, match="no other camera"):
+        Layout(at.spec, at.vocab, 6, poses=(at.poses[0], PoseRange("back", *[(0.0,) * 8] * 2, (0.0,) * 4)))
