@@ -501,14 +501,14 @@ def test_run_time_equals_training_where_poses_are_told(told, poses):
     cache, at = told_cache(model, batch), model.layout
     expected = model._belief(act[:, 1, : at.beliefs])
     torch.testing.assert_close(model.read(cache).belief.value, expected.value, atol=1e-5, rtol=1e-3)
-    first = next(decoding.parallel(model, cache, [batch.action[:, 1]], 4))
+    first = next(decoding.parallel(model, cache, [batch.action[:, 1]], 4, [8]))
     torch.testing.assert_close(
         first.hidden[:, 0], model.read_next(following[:, 1], batch.image[:, 1], batch.state[:, 1]).hidden[:, 0],
         atol=1e-4, rtol=1e-3,
     )  # fmt: skip
 
     alone = model.context(batch.instruction, [(batch.image[:, 0], batch.state[:, 0], batch.pose[:, 0])], [])
-    first, second = decoding.parallel(model, alone, list(batch.action.unbind(1)), 4)
+    first, second = decoding.parallel(model, alone, list(batch.action.unbind(1)), 4, [8, 8])
     there = first.image_ids[:, 0], at.to_bins(first.state[:, 0])
     image, state = (torch.stack([x[:, 0], y, y], 1) for x, y in zip((batch.image, batch.state), there, strict=True))
     dreamt = replace(batch, image=image, state=state, pose=batch.pose[:, :1].expand(-1, 3, -1))
