@@ -39,6 +39,7 @@ from world_model.training.dataset import EpisodeDataset
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.ticker import LogLocator  # noqa: E402
 
 Rows = dict[str, dict[str, Any]]
 PAIR = "S with 1024 vision ids: "  # begins the names of what is compared with `generate`
@@ -203,41 +204,69 @@ def ratios(parts: Mapping[str, Rows]) -> dict[str, float]:
     return found
 
 
+def machine(report: Mapping[str, Any]) -> str:
+    """What was timed, and on what."""
+    settings, made = report["settings"], report["provenance"]
+    return (
+        f"{report['parameters'] / 1e6:.1f}M parameters, {made['accelerator'] or made['cpu']}, {made['device']}, "
+        f"{made['precision']}, {made['threads']} thread(s), {settings['candidates']} candidates, "
+        f"load {report['load_average'][0]:.1f}"
+    )
+
+
+def in_digits(number: float) -> str:
+    """Three digits of it, and no exponent for what is large."""
+    return f"{number:.3g}" if number < 1000 else f"{number:,.0f}"
+
+
 def table(report: Mapping[str, Any]) -> str:
     """The report for a person."""
-    settings, made = report["settings"], report["provenance"]
-    lines = [
-        f"{report['parameters'] / 1e6:.1f}M parameters, {made['cpu']}, {made['device']}, {made['precision']}, "
-        f"{settings['threads']} thread(s), {settings['candidates']} candidates, load {report['load_average'][0]:.1f}"
-    ]
+    lines = [machine(report)]
     width = max(len(name) for part in PARTS for name in report.get(part, ()))
     for part in PARTS:
         for name, row in report.get(part, {}).items():
-            more = [f"{key} {value:.4g}" for key, value in row.items() if key not in TIMES]
-            lines.append(f"{name:<{width}}  {row['per_second']:10.1f} {row['unit']} a second   {', '.join(more)}")
-    lines += [f"{name:<{width}}  {value:10.2f} times" for name, value in report["ratios"].items()]
+            more = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key not in TIMES)
+            lines.append(f"{name:<{width}}  {in_digits(row['per_second']):>8} {row['unit']} a second   {more}")
+    lines += [f"{name:<{width}}  {in_digits(value):>8} times" for name, value in report["ratios"].items()]
     return "\n".join(lines)
 
 
 PARTS = ("decoding", "candidates", "horizon", "generate", "simulation", "decisions", "training")
+COLOUR = "#3b6ea5"
 TIMES = ("seconds", "range", "per_second", "unit", "model_steps_ahead", "windows")
 
 
 def plot(report: Mapping[str, Any], path: Path) -> None:
-    """Each part's rows as bars."""
+    """How much a second, one point a row with the range of its rounds, and how many times the slowest of its part.
+
+    On a log axis, since a part's rows lie up to a hundred times apart; on it lengths of bars would mean nothing.
+    """
     parts = [part for part in PARTS if part in report]
-    heights = [len(report[part]) + 1 for part in parts]
-    figure, axes = plt.subplots(len(parts), 1, figsize=(10, 0.42 * sum(heights)), height_ratios=heights, squeeze=False)
+    heights = [len(report[part]) + 1.2 for part in parts]
+    size = (11, 0.34 * sum(heights) + 0.8)
+    figure, axes = plt.subplots(len(parts), 1, figsize=size, height_ratios=heights, squeeze=False, layout="constrained")
     for axis, part in zip(axes.flat, parts, strict=True):
-        rows = report[part]
-        rates = [row["per_second"] for row in rows.values()]
-        bars = axis.barh(list(rows), rates, color="#3b6ea5")
-        axis.bar_label(bars, [f"{rate:.3g}" for rate in rates], padding=3)
-        unit = next(iter(rows.values()))["unit"]
-        axis.set(title=f"{part}: {unit} a second", xlim=(0, 1.15 * max(rates)))
-        axis.invert_yaxis()
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
+        rows, places = list(report[part].values()), range(len(report[part]))
+        rates = np.array([row["per_second"] for row in rows])
+        slow, fast = (rates * [row["seconds"] / row["range"][end] for row in rows] for end in (1, 0))
+        axis.hlines(places, slow, fast, color=COLOUR, linewidth=2)
+        axis.plot(rates, places, "o", color=COLOUR, markersize=5)
+        for place, rate, end in zip(places, rates, fast, strict=True):
+            times = f"   {rate / rates.min():.3g} times" if rate > rates.min() else ""
+            beside = {"xytext": (7, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
+            axis.annotate(in_digits(rate) + times, (end, place), **beside)
+        axis.set_xscale("log")
+        axis.set(yticks=places, yticklabels=list(report[part]), ylim=(len(rows) - 0.4, -0.6))
+        axis.set_xlim(slow.min() / 1.3, fast.max() * (fast.max() / slow.min()) ** 0.3 * 1.5)  # room for the last label
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:,g}")
+        axis.xaxis.set_minor_formatter("")
+        axis.set_title(f"{part}: {rows[0]['unit']} a second", loc="left", fontsize=10, fontweight="bold")
+        axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axis.tick_params(which="both", length=0, labelsize=9)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+    explained = "points are medians, lines the range of the rounds, times those of the slowest row of a part"
+    figure.suptitle(f"{machine(report)}\n{explained}", fontsize=9, x=0.01, ha="left")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
