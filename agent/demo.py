@@ -68,7 +68,7 @@ class Decision:
 class Recorder:
     """Watches an episode: draws the film, and keeps the one decision whose futures differed most.
 
-    A future that was imagined at one control step is due one chunk later. It is shown then, beside what came.
+    A future that was imagined at one control step is due one model step later. It is shown then, beside what came.
     """
 
     env: Adapter
@@ -77,6 +77,7 @@ class Recorder:
     bar: tqdm
     due: dict[int, np.ndarray] = field(default_factory=dict)  # control step -> the frame imagined for it
     shown: np.ndarray | None = None
+    stride: int | None = None  # control steps of the model step that was imagined last
     frame: np.ndarray | None = None  # the film's last one
     widest: Decision | None = None
     saved: Any = None  # the simulator's state before the next control step
@@ -90,7 +91,8 @@ class Recorder:
         """One control step of `rollout`."""
         plan = getattr(step.state, "plan", None)
         if step.decided and plan is not None and plan.imagined:
-            self.due[step.index + self.acting.chunk] = next_frame(self.acting.model, plan, plan.chosen)
+            self.stride = plan.imagined[0].strides[0]
+            self.due[step.index + self.stride] = next_frame(self.acting.model, plan, plan.chosen)
             wider = self.widest is None or np.ptp(plan.scores) > np.ptp(self.widest.plan.scores)
             if wider and self.saved is not None:
                 self.widest = Decision(step.index, plan, self.saved)
@@ -101,7 +103,7 @@ class Recorder:
         moment = Moment(
             env.picture(CAMERA), self.shown, env.instruction, step.info["subtask"], now, now / rate,
             plan.scores if plan else None, plan.chosen if plan else None, step.info["success"],
-            f"imagined {self.acting.chunk / rate:.1f} s ago",
+            f"imagined {(self.stride or self.acting.chunk) / rate:.1f} s ago",
         )  # fmt: skip
         self.frame = draw(moment)
         self.film.add(self.frame)
@@ -115,7 +117,7 @@ def restores(env: Adapter) -> bool:
 
 
 def next_frame(model: WorldModel, plan: Plan, row: int) -> np.ndarray:
-    """What candidate `row` was imagined to lead to one chunk later, in the first camera: (h, w, 3) u8."""
+    """What candidate `row` was imagined to lead to one model step later, in the first camera: (h, w, 3) u8."""
     imagined, index = plan.imagination_of(row)
     frames = model.decode_frames(imagined, slice(index, index + 1))  # camera -> (1, H, h, w, 3)
     return frames[model.spec.cameras[0].name][0, 0].cpu().numpy()
@@ -155,7 +157,7 @@ def draw_decision(path: Path, env: Adapter, model: WorldModel, decision: Decisio
     world.load_state(decision.saved)
     now, futures = env.picture(SHEET_CAMERA), []
     for row in shown:
-        for action in plan.actions[row, 0]:
+        for action in plan.actions[row, 0, : plan.imagined[0].strides[0]]:
             world.advance(action)
         true = env.picture(SHEET_CAMERA)
         frame, score = next_frame(model, plan, row), float(plan.scores[row])

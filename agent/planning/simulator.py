@@ -114,9 +114,10 @@ class SimulatorModel:
 
     def imagine(
         self, cache: Sequence[Situation], actions: Tensor, decode: str = "parallel", follow: int = 0,
-        images: bool = False,
+        strides: int | None = None, images: bool = False,
     ) -> Simulated:  # fmt: skip
         """actions (R, N, H, M, A) -> what follows, by doing it; nothing is decoded. The environments are put back.
+        strides: control steps of each chunk that are done before the next; None for M.
 
         ValueError for `follow`: the world does not go on by itself.
         """
@@ -129,7 +130,7 @@ class SimulatorModel:
                     world.load_state(situation.saved)
                     done = False
                     for h, chunk in enumerate(future):
-                        for action in chunk:
+                        for action in chunk[:strides]:
                             if done:  # a finished task stays finished
                                 break
                             _, done, _, info = world.advance(action)
