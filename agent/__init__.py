@@ -1,5 +1,7 @@
 """The mind, and the commands that a person runs: collect, evaluate, compare, bench, fidelity and demo."""
 
-from agent.launch.packages import check_packages
+import runpy
+from pathlib import Path
 
-check_packages()
+_packages = runpy.run_path(str(Path(__file__).parents[1] / "envs" / "packages.py"))  # `envs` may be the user's
+_packages["check_packages"]("envs", "policies", "world_model")

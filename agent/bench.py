@@ -24,7 +24,7 @@ from agent.benchmark.contestants import AUTOREGRESSIVE, AUTOREGRESSIVE_COPIES, F
 from agent.benchmark.timing import Contestant, take_turns
 from agent.build import EnvConfig, PolicyConfig, env_config, make_envs, make_expert, make_policy
 from agent.evaluation.provenance import checkpoint_identity, provenance
-from agent.launch.command import clear_errors, start
+from agent.launch.command import clear_errors, command_line, start
 from agent.launch.processes import ONE_THREAD
 from agent.planning.policies import ModelPolicy
 from envs import preflight
@@ -252,7 +252,7 @@ def main(cfg: DictConfig) -> None:
         for name in ONE_THREAD:  # of the software renderer, which reads it when its context is made
             os.environ[name] = str(config.threads)
         report = bench(config)
-        report["command"] = " ".join(["python -m agent.bench", *HydraConfig.get().overrides.task])
+        report["command"] = command_line("agent.bench", HydraConfig.get().overrides.task)
         out = Path(config.out)
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "bench.json", report)

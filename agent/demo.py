@@ -18,12 +18,13 @@ from typing import Any
 import hydra
 import numpy as np
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from agent.build import EnvConfig, PolicyConfig, RunConfig, env_config, make_envs, make_policy
 from agent.evaluate import Outcome, identity, make_report, table
-from agent.launch.command import clear_errors, start
+from agent.launch.command import clear_errors, command_line, start
 from agent.planning.planner import Plan
 from agent.planning.policies import ModelPolicy, PlanningPolicy
 from agent.viz.film import Film, Future, Moment, draw, film, sheet
@@ -117,24 +118,24 @@ def next_frame(model: WorldModel, plan: Plan, row: int) -> np.ndarray:
     return frames[model.spec.cameras[0].name][0, 0].cpu().numpy()
 
 
-def run(cfg: DemoConfig) -> tuple[dict[str, Any], list[Path]]:
+def run(cfg: DemoConfig, command: str) -> tuple[dict[str, Any], list[Path]]:
     """One episode. Returns the report, and what was written."""
     began = time.perf_counter()
-    movie = cfg.out / f"{cfg.env.label.split('_')[0]}.mp4"  # fold.mp4, lift.mp4
-    picture, paper = cfg.out / "plan.png", cfg.out / "report.json"
-    written = [movie]
+    film_path = cfg.out / f"{cfg.env.label.split('_')[0]}.mp4"  # fold.mp4, lift.mp4
+    sheet_path, report_path = cfg.out / "plan.png", cfg.out / "report.json"
+    written = [film_path]
     with closing(make_envs(cfg.env)) as envs:
         (env,), policy = envs.envs, make_policy(cfg.policy, cfg.env, envs)
         rate, limit = round(env.robot_spec.control_hz), env.max_steps
-        with film(movie, rate) as open_film, tqdm(total=limit, unit="step", desc=cfg.env.label) as bar:
+        with film(film_path, rate) as open_film, tqdm(total=limit, unit="step", desc=cfg.env.label) as bar:
             recorder = Recorder(env, policy, open_film, bar)
             (result,) = rollout(envs, policy, [cfg.seed], on_step=recorder.watch)
         if recorder.widest:
-            draw_decision(picture, env, policy.acting.model, recorder.widest, cfg.futures)
-            written.append(picture)
-        report = describe(cfg, result, env.criterion) | {"seconds": round(time.perf_counter() - began, 1)}
-    write_json(paper, report)
-    return report, [*written, paper]
+            draw_decision(sheet_path, env, policy.acting.model, recorder.widest, cfg.futures)
+            written.append(sheet_path)
+        report = describe(cfg, result, env.criterion, command) | {"seconds": round(time.perf_counter() - began, 1)}
+    write_json(report_path, report)
+    return report, [*written, report_path]
 
 
 def draw_decision(path: Path, env: Adapter, model: WorldModel, decision: Decision, count: int) -> None:
@@ -159,12 +160,12 @@ def draw_decision(path: Path, env: Adapter, model: WorldModel, decision: Decisio
     sheet(path, now, futures, title)
 
 
-def describe(cfg: DemoConfig, result: Rollout, criterion: str) -> dict[str, Any]:
+def describe(cfg: DemoConfig, result: Rollout, criterion: str, command: str) -> dict[str, Any]:
     """The report of one episode: what evaluation reports, and how this one ended."""
     outcome, instruction = Outcome.of(result), result.episode.instruction
     settings = RunConfig(env=cfg.env, policy=cfg.policy, seed=cfg.seed, episodes=1, out=str(cfg.out), workers=0)
     checkpoint = identity(cfg.policy)
-    report = make_report(settings, [outcome], criterion, instruction, checkpoint, "python -m agent.demo")
+    report = make_report(settings, [outcome], criterion, instruction, checkpoint, command)
     ending = {"success": outcome.success, "steps": outcome.steps, "score": outcome.score}
     return {**ending, "decisions": len(outcome.decision_seconds), **report}
 
@@ -182,7 +183,7 @@ def main(cfg: DictConfig) -> None:
     with clear_errors():
         preflight.require()
         torch.set_num_threads(1)  # on a busy machine more wait for each other: a decision took 5 s instead of 0.12
-        report, written = run(from_hydra(cfg))
+        report, written = run(from_hydra(cfg), command_line("agent.demo", HydraConfig.get().overrides.task))
         print(table(report))
         print(f"{report['seconds']:.0f} s in all. Written: {', '.join(str(path) for path in written)}")
     sys.exit(0 if report["success"] else 1)

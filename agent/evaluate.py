@@ -25,7 +25,7 @@ from agent.build import EnvConfig, PolicyConfig, RunConfig, make_env, make_envs,
 from agent.evaluation.provenance import checkpoint_identity, provenance
 from agent.evaluation.statistics import wilson
 from agent.launch import processes
-from agent.launch.command import RunError, claimed, clear_errors, start
+from agent.launch.command import RunError, claimed, clear_errors, command_line, start
 from envs import preflight
 from envs.data.files import append_line, read_lines, write_json
 from envs.data.tracking import check_mode, log_run
@@ -215,7 +215,7 @@ def main(cfg: DictConfig) -> None:
         preflight.require()
         check_mode(cfg.wandb)
         config = RunConfig.of(OmegaConf.to_container(cfg, resolve=True))
-        report = evaluate(config, " ".join(["python -m agent.evaluate", *HydraConfig.get().overrides.task]))
+        report = evaluate(config, command_line("agent.evaluate", HydraConfig.get().overrides.task))
         print(table(report))
         print(f"report: {Path(config.out) / 'report.json'}")
         figures = {"success_rate": report["success_rate"], "median_seconds": report["seconds_per_decision"]["median"]}

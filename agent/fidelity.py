@@ -1,6 +1,7 @@
 """How true the imagination is, from weak evidence to strong: looks, counterfactual futures, what planning exploits.
 
     python -m agent.fidelity env=fold_half checkpoint=checkpoints/nextstate-s seed=13000 out=outputs/fidelity
+    python -m agent.fidelity stride=2  # imagined in model steps of 2 control steps, compared at the same times
 
 Watches held-out episodes of several kinds (disturbed demonstrations, the model's own attempts, play), follows some of
 their states in eight different ways, and lets the planner act a few times. Prints a table and writes `fidelity.json`
@@ -26,7 +27,7 @@ from agent.build import EnvConfig, PolicyConfig, env_config, make_envs, make_pol
 from agent.collection.counterfactual import CounterfactualJob, Futures, Watched
 from agent.evaluation.provenance import checkpoint_identity, provenance
 from agent.launch import processes
-from agent.launch.command import clear_errors, start
+from agent.launch.command import clear_errors, command_line, start
 from envs import preflight
 from envs.data.files import write_json
 from envs.data.settings import from_settings
@@ -54,6 +55,7 @@ class FidelityConfig:
     planned: int
     windows: int
     ahead: int
+    stride: int | None
     out: str
     workers: int
     device: str
@@ -89,11 +91,13 @@ class PlannedJob:
     env: EnvConfig
     checkpoint: str
     discount: float
+    stride: int | None
 
     def work(self, seeds: Iterator[int]) -> Iterator[Planned]:
         """One episode a seed."""
         with closing(make_envs(self.env)) as envs:
-            config = PolicyConfig(name="planner", checkpoint=self.checkpoint, device="cpu")
+            planner = {"imagine": self.stride}
+            config = PolicyConfig(name="planner", checkpoint=self.checkpoint, device="cpu", planner=planner)
             policy = make_policy(config, self.env, envs)
             for seed in seeds:
                 expected: list[tuple[int, float]] = []
@@ -110,11 +114,13 @@ class PlannedJob:
 def measure(config: FidelityConfig, loaded: Loaded) -> tuple[dict[str, Any], EpisodeDataset]:
     """All figures, and the episodes that they rest on, tokenized."""
     model, discount = loaded.model, loaded.meta["discount"]
+    if config.stride is not None:
+        model.layout.require_strides([config.stride])
     watching = CounterfactualJob(
         config.env, config.checkpoint, config.seed, config.branched, model.layout.chunk_steps, loaded.actions.coefs
     )
     watched = _all(watching, config.seed, config.episodes, config.workers, "watching")
-    planning = PlannedJob(config.env, config.checkpoint, discount)
+    planning = PlannedJob(config.env, config.checkpoint, discount, config.stride)
     planned = _all(planning, config.seed + config.episodes, config.planned, config.workers, "planning")
 
     dataset = EpisodeDataset.join([
@@ -122,7 +128,7 @@ def measure(config: FidelityConfig, loaded: Loaded) -> tuple[dict[str, Any], Epi
         for seen in watched
     ])  # fmt: skip
     followed = [as_counterfactual(loaded, seen, futures) for seen in watched for futures in seen.futures]
-    figures = fidelity.evaluate_fidelity(model, dataset, followed, config.windows, config.ahead)
+    figures = fidelity.evaluate_fidelity(model, dataset, followed, config.windows, config.ahead, config.stride)
     expected, real = (np.concatenate([getattr(p, name) for p in planned]) for name in ("expected", "real"))
     figures |= {
         "exploitation_points": round(100 * float((expected - real).mean()), 2),
@@ -151,7 +157,7 @@ def table(figures: dict[str, Any]) -> str:
     """The figures for a person."""
     horizons = figures["horizons"]
     names = [name for name in horizons[0] if name not in ("model_step", "windows")]
-    lines = [f"{'model steps ahead':<40}" + "".join(f"{h['model_step']:>8d}" for h in horizons)]
+    lines = [f"{'chunks ahead':<40}" + "".join(f"{h['model_step']:>8d}" for h in horizons)]
     for name in names:
         beside = next((word for suffix, word in BESIDE.items() if name.endswith(suffix)), "")
         title = f"  {beside}" if beside else name.replace("_", " ")
@@ -190,7 +196,7 @@ def main(cfg: DictConfig) -> None:
         out.mkdir(parents=True, exist_ok=True)
         report = {
             **figures, "env": config.env.id, "split": config.env.split, "checkpoint": shipped,
-            "command": " ".join(["python -m agent.fidelity", *HydraConfig.get().overrides.task]),
+            "command": command_line("agent.fidelity", HydraConfig.get().overrides.task),
             "provenance": provenance(loaded.model.device, loaded.model.precision),
         }  # fmt: skip
         write_json(out / "fidelity.json", report)

@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from agent.evaluation.provenance import checkpoint_identity, provenance
-from agent.launch.command import RunError, clear_errors, start
+from agent.launch.command import RunError, clear_errors, command_line, start
 from envs.data.files import write_json
 from envs.data.settings import from_settings
 from envs.data.store import EpisodeStore
@@ -160,7 +160,7 @@ def main(cfg: DictConfig) -> None:
         sheet(drawn, config.rows).save(out / "views.png")
         write_json(out / "report.json", {
             **figures, "checkpoint": shipped, "settings": asdict(config),
-            "command": " ".join(["python -m agent.views", *HydraConfig.get().overrides.task]),
+            "command": command_line("agent.views", HydraConfig.get().overrides.task),
             "provenance": provenance(loaded.model.device, loaded.model.precision),
         })  # fmt: skip
         print(table(figures))

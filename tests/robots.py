@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import torch
 
 from envs.types import HELD_UNKNOWN, ActionSpec, CameraSpec, Episode, Spec, StateSpec
 
@@ -24,6 +25,19 @@ HANDS = Spec(
     ),
     control_hz=30, keypoints=("knob", "cup"), workspace=((-0.5, -0.5, 0.0), (0.5, 0.5, 1.0)),
 )  # fmt: skip
+# Ranges unlike each other, and a hand at each end.
+UNEVEN = Spec(
+    (CameraSpec("camera", 8, 8),), (),
+    (ActionSpec("left", 0.0, 0.08, True), ActionSpec("x", -5.0, 5.0), ActionSpec("y", 2.0, 4.0),
+     ActionSpec("right", -1.0, 0.0, True)),
+    control_hz=10,
+)  # fmt: skip
+
+
+def aim(spec: Spec, steps: int) -> torch.Tensor:
+    """(steps, A): towards the upper end of every dimension."""
+    low, high = torch.from_numpy(spec.action_low), torch.from_numpy(spec.action_high)
+    return (low + 0.9 * (high - low)).expand(steps, -1)
 
 
 def made_up(spec: Spec, seed: int = 0, steps: int = 40, expert: bool = False, instruction: str = "") -> Episode:

@@ -2,7 +2,7 @@
 
 Both take a cache of R robots and the action codes of `rows` sequences, each robot's rows / R after each other, and
 yield one Imagination of one step, fields (rows, 1, ...), for every chunk. A code is (rows, Ka); None stands for the
-model's own likeliest chunk.
+model's own likeliest chunk. Strides are control steps of each chunk that are executed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from world_model.model import Cache, Imagination, WorldModel
 
 
-def parallel(model: WorldModel, cache: Cache, codes: Sequence[Tensor | None], rows: int) -> Iterator[Imagination]:
+def parallel(
+    model: WorldModel, cache: Cache, codes: Sequence[Tensor | None], rows: int, strides: Sequence[int]
+) -> Iterator[Imagination]:
     """Every id of the next observation at once, as an edit of this one. A pass commits the chunk and predicts what
     follows beside it; another commits what followed."""
     at, step = model.layout, cache.step[:, None]  # step (R, 1)
@@ -34,7 +36,7 @@ def parallel(model: WorldModel, cache: Cache, codes: Sequence[Tensor | None], ro
     obs_slots, chunk_slots = model.step_slots[: at.obs], model.step_slots[at.obs :]
     slots = torch.cat([chunk_slots, model.next_slots])
     done = None
-    for code in codes:
+    for code, stride in zip(codes, strides, strict=True):
         if done is not None:  # the next step sees the instruction and this step alone
             before = (instruction, now, done)
             ids = at.obs_ids(image, state, pose)
@@ -42,21 +44,21 @@ def parallel(model: WorldModel, cache: Cache, codes: Sequence[Tensor | None], ro
             past = (*before, now)
         if code is None:
             there = replace(cache, kv=join(past, rows), step=step[:, 0], image=image, state=state, pose=pose)
-            code = model.actions.encode(model.likeliest(model.read(there)), check=False)
-        ids = torch.cat([at.chunk_ids(code), at.next_ids(image, state)], dim=1)
+            code = model.actions.encode(model.likeliest(model.read(there)), False, stride)
+        ids = torch.cat([at.chunk_ids(code, stride), at.next_ids(image, state)], dim=1)
         positions = [at.position_ids(chunk_slots, step), at.position_ids(model.next_slots, step + 1)]
         positions = torch.cat(positions, dim=1)
         hidden, new = model.run(ids, slots, model.chunk_next_types, positions, segments, past, first=1)
         future = model.read_next(hidden, image, state)
-        yield replace(future, actions=model.actions.decode(code)[:, None])
+        yield replace(future, actions=model.actions.decode(code)[:, None], strides=(stride,))
 
         image, state = future.image_ids[:, 0], at.to_bins(future.state[:, 0])
         step, done = step + 1, new.part(0, at.chunk)
 
 
 def autoregressive(
-    model: WorldModel, cache: Cache, codes: Sequence[Tensor | None], rows: int
-) -> Iterator[Imagination]:  # fmt: skip
+    model: WorldModel, cache: Cache, codes: Sequence[Tensor | None], rows: int, strides: Sequence[int]
+) -> Iterator[Imagination]:
     """Every id after the one before, the likeliest each time: the slow reference, but not slower than it must be. What
     all candidates share is held once, and what is new is written to its place in memory that is there from the start.
     """
@@ -69,12 +71,12 @@ def autoregressive(
     told = {slot: told_ids[:, i : i + 1] for i, slot in enumerate(at.pose_slots)}
     chunk_slots = model.step_slots[at.obs :]
     own = cache.kv.allocate(rows, at.step)
-    for code in codes:
+    for code, stride in zip(codes, strides, strict=True):
         if code is None:
             readout = readout or model.read(cache)
-            code = model.actions.encode(model.likeliest(readout), check=False)
+            code = model.actions.encode(model.likeliest(readout), False, stride)
         own.write(kept, model.remember(
-            at.chunk_ids(code), chunk_slots, CAUSAL, at.position_ids(chunk_slots, step), past
+            at.chunk_ids(code, stride), chunk_slots, CAUSAL, at.position_ids(chunk_slots, step), past
         ))  # fmt: skip
         start, step = kept + at.chunk, step + 1
 
@@ -105,7 +107,7 @@ def autoregressive(
         readout = model.read(replace(cache, kv=join(past, rows), step=step[:, 0], image=image, state=state, pose=pose))
         hidden = image.new_empty(*image.shape, 0)
         future = model.future(image, state, state_std, readout.belief, hidden, before)
-        yield replace(future, actions=model.actions.decode(code)[:, None])
+        yield replace(future, actions=model.actions.decode(code)[:, None], strides=(stride,))
 
         # The next step sees the instruction and this step alone; its chunk still sees the step before.
         before, shared, kept = image, instruction, at.obs

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ class ModelConfig:
 
     smoothing: standard deviation of ordinal targets in bins. factored: embed a vision id by its digits, or else by a
     row of its own, as pretrained tables do. copy_bias: log-odds before training that an id of the next image stays
-    what it is now.
+    what it is now. strides: control steps that a model step may cover, beside the M of a whole chunk.
     """
 
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
@@ -54,13 +55,15 @@ class ModelConfig:
     smoothing: float = 1.2
     factored: bool = True
     copy_bias: float = 3.0
+    strides: tuple[int, ...] = ()
     weights: LossWeights = field(default_factory=LossWeights)
 
     @classmethod
     def from_dict(cls, raw: dict) -> ModelConfig:
         """The inverse of `dataclasses.asdict`."""
         return cls(**{
-            **raw, "transformer": TransformerConfig(**raw["transformer"]), "weights": LossWeights(**raw["weights"])
+            **raw, "transformer": TransformerConfig(**raw["transformer"]), "weights": LossWeights(**raw["weights"]),
+            "strides": tuple(raw.get("strides", ())),
         })  # fmt: skip
 
     to_dict = asdict
@@ -68,10 +71,10 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class History:
-    """What one robot has seen: now, and where the episode is old enough, one chunk ago.
+    """What one robot has seen: now, and where the episode is old enough, one model step ago.
 
-    instruction: text ids. steps: one or two pairs of an observation and the M control steps (M, A) executed after it,
-    oldest first; the last pair is now, and its chunk is None.
+    instruction: text ids. steps: one or two pairs of an observation and the control steps (n, A) executed after it, as
+    many as a model step may cover, oldest first; the last pair is now, and its chunk is None.
     """
 
     instruction: tuple[int, ...]
@@ -128,13 +131,19 @@ class Imagination:
     uncertainty: Tensor  # (R, N, H), standard deviations of this step and those before, added up; see `WorldModel`
     hidden: Tensor  # (R, N, H, K, width) what the image ids were read from; empty after autoregressive decoding
     before: Tensor  # (R, N, H, K) the ids of the model step before
+    strides: tuple[int, ...]  # H, control steps that each model step covers
 
     def __getitem__(self, robots: int | slice) -> Imagination:
         """One robot's futures, fields (N, H, ...), or those of some robots."""
-        return Imagination(**{name: getattr(self, name)[robots] for name in FIELDS})
+        return replace(self, **{name: getattr(self, name)[robots] for name in FIELDS})
+
+    @property
+    def control_steps(self) -> tuple[int, ...]:
+        """H, control steps from now until what each model step shows."""
+        return tuple(accumulate(self.strides))
 
 
-FIELDS = tuple(f.name for f in fields(Imagination))  # torch.compile does not read them from the class
+FIELDS = tuple(f.name for f in fields(Imagination) if f.name != "strides")  # torch.compile does not read a class
 
 
 class WorldModel(nn.Module):
@@ -153,7 +162,9 @@ class WorldModel(nn.Module):
         told = [pose.camera for pose in poses]
         spec = replace(spec, cameras=tuple(replace(c, posed=c.name in told) for c in spec.cameras))
         self.config, self.spec, self.vocab, self.actions = config, spec, vocab, actions
-        self.layout = at = Layout(spec, vocab, actions.num_coefs, actions.chunk, config.instruction, poses=poses)
+        self.layout = at = Layout(
+            spec, vocab, actions.num_coefs, actions.chunk, config.instruction, strides=config.strides, poses=poses
+        )
         _check_parts(spec, vocab, frames, actions)
         self.frame_tokenizer = frames.requires_grad_(False)
         width = config.transformer.width
@@ -189,6 +200,11 @@ class WorldModel(nn.Module):
             rows[block.ids()] = std * (0.9 * near / near.std() + 0.45 * torch.randn_like(near))
 
     @property
+    def strides(self) -> tuple[int, ...]:
+        """Control steps that a model step may cover, in order; the last is M."""
+        return self.layout.strides
+
+    @property
     def device(self) -> torch.device:
         return self.token_type_embed.weight.device
 
@@ -209,27 +225,33 @@ class WorldModel(nn.Module):
         executed = [h.steps[0][1] if len(h.steps) == 2 else nothing for h in histories]
         if any(chunk is None for chunk in executed):
             raise ValueError("the first of two steps needs the chunk that was executed after it")
+        steps = [len(chunk) for chunk in executed]
+        self.layout.require_strides(steps)
+        stride = None if min(steps) == self.actions.chunk else torch.tensor(steps)
+        full = [np.pad(chunk, ((0, self.actions.chunk - len(chunk)), (0, 0))) for chunk in executed]
+        code = self.actions.encode(torch.from_numpy(np.stack(full).astype(np.float32)), steps=stride).to(self.device)
         before = self.encode_observations([history.steps[0][0] for history in histories])
-        code = self.actions.encode(torch.from_numpy(np.stack(executed).astype(np.float32))).to(self.device)
         has_past = None if min(lengths) == 2 else torch.tensor([n == 2 for n in lengths], device=self.device)
-        return self.context(instruction, [before, now], [code], has_past)
+        stride = None if stride is None else stride.to(self.device)
+        return self.context(instruction, [before, now], [code], has_past, stride)
 
     @torch.no_grad()
     def context(
         self, instruction: Tensor, observations: Sequence[tuple[Tensor, ...]], codes: Sequence[Tensor],
-        has_past: Tensor | None = None,
+        has_past: Tensor | None = None, stride: int | Tensor | None = None,
     ) -> Cache:  # fmt: skip
         """The cache of what is already in numbers.
 
         instruction: (R, I) ids. observations: one or two, oldest first, each image (R, K) local, state (R, P) bins and,
         where poses are known, pose (R, Q) bins. codes: one (R, Ka) of local action ids between two observations.
         has_past: (R,) bool, which of the robots have the first of two observations; all of them where it is None.
+        stride: control steps between them, one number or (R,); None for M.
         """
         at, parts = self.layout, [instruction]
         for i, seen in enumerate(observations):
             parts.append(at.obs_ids(*seen))
             if i + 1 < len(observations):
-                parts.append(at.chunk_ids(codes[i]))
+                parts.append(at.chunk_ids(codes[i], stride))
         ids = torch.cat(parts, dim=1)  # (R, L)
         positions = torch.arange(ids.shape[1], device=ids.device)
         in_steps = positions - at.instruction
@@ -326,29 +348,50 @@ class WorldModel(nn.Module):
         return self.actions.decode_median(readout.coefs, readout.gripper)
 
     @torch.no_grad()
-    def imagine(self, cache: Cache, actions: Tensor, decode: str = "parallel", follow: int = 0) -> Imagination:
+    def imagine(
+        self, cache: Cache, actions: Tensor, decode: str = "parallel", follow: int = 0,
+        strides: int | Sequence[int] | None = None,
+    ) -> Imagination:  # fmt: skip
         """What N sequences of H chunks of each of R robots lead to.
 
         cache: of R rows; never changed. actions: (R, N, H, M, A) in the robot's units; a sequence that holds NaN has
         the value NaN. decode: `parallel`, all ids of a model step at once, or `autoregressive`, id by id, the slow
-        reference. follow: model steps beyond H in which the model acts on by its own likeliest chunks.
+        reference. follow: model steps beyond H in which the model acts on by its own likeliest chunks. strides: control
+        steps of each chunk that are executed before the next, and so what a model step covers: one number, one for each
+        of H + follow, or None for all M. What follows them in a chunk has no effect.
         """
         if actions.ndim != 5 or actions.shape[3:] != (self.actions.chunk, self.actions.action_dim):
             expected = f"(R, N, H, {self.actions.chunk}, {self.actions.action_dim})"
             raise ValueError(f"actions to imagine must have shape {expected}, got {tuple(actions.shape)}")
-        robots, candidates, horizon = actions.shape[:3]
+        horizon = actions.shape[2]
+        each = self._strides(strides, horizon + follow)
+        actions = actions.to(self.device, torch.float32)
+        codes = [self.actions.encode(actions[:, :, h], False, each[h]) for h in range(horizon)]
+        imagined = self.imagine_codes(cache, torch.stack(codes, dim=2), decode, follow, each)
+        unsound = ~torch.isfinite(actions).flatten(2).all(-1)  # (R, N)
+        return replace(
+            imagined, actions=torch.cat([actions, imagined.actions[:, :, horizon:]], dim=2),
+            value=imagined.value.masked_fill(unsound[..., None], torch.nan),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def imagine_codes(
+        self, cache: Cache, codes: Tensor, decode: str = "parallel", follow: int = 0,
+        strides: int | Sequence[int] | None = None,
+    ) -> Imagination:  # fmt: skip
+        """As `imagine`, of chunks in numbers already: codes (R, N, H, Ka), each said of its stride alone."""
+        robots, candidates, horizon = codes.shape[:3]
         if cache.kv.rows != robots:
             raise ValueError(f"a cache of {cache.kv.rows} robots cannot imagine actions of {robots}")
         decoders = {"parallel": decoding.parallel, "autoregressive": decoding.autoregressive}
         if decode not in decoders:
             raise ValueError(f"decode must be one of {', '.join(decoders)}, got {decode!r}")
-        actions = actions.to(self.device, torch.float32)
-        codes = self.actions.encode(actions, check=False)  # (R, N, H, Ka)
+        each = self._strides(strides, horizon + follow)
         together = max(1, CPU_ROWS // robots) if decode == "parallel" and self.device.type == "cpu" else candidates
         blocks = []
         for block in codes.split(together, dim=1):
             chunks = [*block.flatten(0, 1).unbind(1), *[None] * follow]
-            steps = list(decoders[decode](self, cache, chunks, block.shape[0] * block.shape[1]))
+            steps = list(decoders[decode](self, cache, chunks, block.shape[0] * block.shape[1], each))
             blocks.append({
                 name: torch.cat([getattr(step, name) for step in steps], dim=1).unflatten(0, block.shape[:2])
                 for name in FIELDS
@@ -356,10 +399,16 @@ class WorldModel(nn.Module):
         joined = {name: torch.cat([block[name] for block in blocks], dim=1) for name in blocks[0]}
         # A step takes the one before for a fact, so its own uncertainty leaves out how wrong that was: variances add.
         joined["uncertainty"] = joined["uncertainty"].square().cumsum(2).sqrt()
-        joined["actions"] = torch.cat([actions, joined["actions"][:, :, horizon:]], dim=2)
-        unsound = ~torch.isfinite(actions).flatten(2).all(-1)  # (R, N)
-        joined["value"] = joined["value"].masked_fill(unsound[..., None], torch.nan)
-        return Imagination(**joined)
+        return Imagination(**joined, strides=each)
+
+    def _strides(self, strides: int | Sequence[int] | None, steps: int) -> tuple[int, ...]:
+        """One for each of so many model steps. ValueError where it is another number of them, or of another length."""
+        strides = self.actions.chunk if strides is None else strides
+        each = (strides,) * steps if isinstance(strides, int) else tuple(strides)
+        if len(each) != steps:
+            raise ValueError(f"{steps} model steps need as many strides, or one for all, got {len(each)}")
+        self.layout.require_strides(each)
+        return each
 
     def read_next(self, hidden: Tensor, image: Tensor, state: Tensor) -> Imagination:
         """Read `next`: hidden (N, next, width), the observation that it edits -> one step, without actions."""
@@ -378,7 +427,7 @@ class WorldModel(nn.Module):
         step = Imagination(
             actions=state.new_empty(0), image_ids=image, state=self.layout.from_bins(state), value=belief.value,
             success=belief.success, held=belief.held, keypoints=belief.keypoints,
-            uncertainty=self._uncertainty(state_std, belief), hidden=hidden, before=before,
+            uncertainty=self._uncertainty(state_std, belief), hidden=hidden, before=before, strides=(),
         )  # fmt: skip
         return replace(step, **{name: getattr(step, name).unsqueeze(1) for name in FIELDS})
 

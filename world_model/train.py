@@ -23,7 +23,7 @@ import hydra
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from envs.data.augmentation import Augmentation
@@ -38,6 +38,7 @@ from world_model.model import WorldModel
 from world_model.nn.device import choose_device, choose_precision
 from world_model.tokens.images import TokenizerError
 from world_model.training import sources, tracking
+from world_model.training.dataset import stride_shares
 from world_model.training.loss import batch_losses
 from world_model.training.optimizers import MuonAdamW
 from world_model.training.preparation import Data, prepare
@@ -69,6 +70,8 @@ class TrainConfig:
     coefs: Literal["auto"] | tuple[int, ...]
     text_size: int | None
     discount: float | None
+    strides: tuple[int, ...] | None
+    stride_weights: tuple[float, ...] | None
     held_out: int
     steps: int
     minutes: float
@@ -144,6 +147,14 @@ def _shuffled(rows: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(rows)
 
 
+def draw_strides(shares: Tensor, model: WorldModel, config: TrainConfig, rng: torch.Generator) -> np.ndarray:
+    """(batch, window) control steps that each model step covers. shares: of each of the model's strides."""
+    if len(shares) == 1:  # nothing to draw
+        return np.full((config.batch, config.window), model.strides[0])
+    drawn = torch.multinomial(shares, config.batch * config.window, replacement=True, generator=rng)
+    return np.array(model.strides)[drawn.view(config.batch, config.window).numpy()]
+
+
 def make_optimizer(config: TrainConfig, model: WorldModel) -> MuonAdamW:
     """Muon for the matrices between hidden states, which learns as much in half the steps; AdamW for embeddings, norms
     and the gate."""
@@ -182,7 +193,7 @@ def train(config: TrainConfig, data: Data) -> Iterator[tuple[Progress, dict[str,
     optimizer = make_optimizer(config, model)
     progress = resume(config, data, optimizer)
     trained = [p for p in model.parameters() if p.requires_grad]
-    augment = config.augment.of(model.spec)
+    augment, shares = config.augment.of(model.spec), stride_shares(model.strides, config.stride_weights)
     saved = time.monotonic()
     model.train()
     while progress.share(config) < 1:
@@ -191,8 +202,8 @@ def train(config: TrainConfig, data: Data) -> Iterator[tuple[Progress, dict[str,
         rng = torch.Generator().manual_seed(config.seed * 1_000_003 + progress.step)
         first = int(torch.randint(config.first_steps + 1, (), generator=rng))
         starts, change = batch_starts(config, len(data.train), progress.step), augment.draw(config.batch, rng)
-        choice = config.viewpoints.choose(config.batch, rng)
-        batch = data.train.batch(starts, config.window, change, choice=choice)
+        strides, choice = draw_strides(shares, model, config, rng), config.viewpoints.choose(config.batch, rng)
+        batch = data.train.batch(starts, config.window, change, strides, choice)
         losses = batch_losses(model, batch.to(model.device), first)
         optimizer.zero_grad()
         losses.total.backward()

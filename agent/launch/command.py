@@ -6,8 +6,9 @@ import fcntl
 import importlib.metadata
 import json
 import os
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,11 @@ def start(main: Callable[[], None]) -> None:
     os.environ[HYDRAS] = "1"  # Hydra then raises what it would print in seven lines
     with clear_errors():
         main()
+
+
+def command_line(module: str, overrides: Sequence[str]) -> str:
+    """What was typed, for a report: pasted into a shell it does the same again, brackets and spaces too."""
+    return shlex.join(["python", "-m", module, *overrides])
 
 
 def one_line(error: Exception) -> str:

@@ -19,8 +19,9 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
+from agent.planning.candidates import ActionSpace
 from agent.planning.objective import Objective
-from agent.planning.planner import ActionSpace, Plan, Planner, PlannerConfig
+from agent.planning.planner import Plan, Planner, PlannerConfig
 from agent.planning.policies import decision_seed
 from envs.types import Observation, Scene, Spec, check_action
 

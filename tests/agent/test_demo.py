@@ -136,7 +136,7 @@ def world(monkeypatch) -> World:
 
 def test_everything_is_written(tmp_path, world):
     """Catches a film that players refuse, a missing picture, or a report that is not JSON."""
-    report, written = demo.run(config(tmp_path))
+    report, written = demo.run(config(tmp_path), "python -m agent.demo")
     assert [path.name for path in written] == ["fold.mp4", "plan.png", "report.json"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in written}
     assert json.loads(written[2].read_text()) == report
@@ -149,7 +149,7 @@ def test_everything_is_written(tmp_path, world):
 
 def test_the_report_tells_what_happened(tmp_path, world):
     """Catches fields that evaluation has and the demo lacks."""
-    report, _ = demo.run(config(tmp_path))
+    report, _ = demo.run(config(tmp_path), "python -m agent.demo")
     assert report["success"] is True and report["steps"] == STEPS and report["decisions"] == STEPS // 2
     assert report["late_decisions"] == 0 and report["seconds_per_decision"]["median"] > 0
     assert len(report["checkpoint"]["sha256"]) == 64 and report["provenance"]["versions"]["torch"] == torch.__version__
@@ -160,7 +160,7 @@ def test_imagined_frames_are_shown_when_they_are_due(tmp_path, world, monkeypatc
     """Catches a film whose two halves show different moments."""
     shown = []
     monkeypatch.setattr(demo, "draw", lambda moment: shown.append(moment) or draw(moment))
-    demo.run(config(tmp_path))
+    demo.run(config(tmp_path), "python -m agent.demo")
     for moment in shown:
         assert moment.real[0, 0, 0] == moment.step  # the camera after the step
         if moment.step < M:
@@ -174,7 +174,7 @@ def test_the_picture_runs_each_future_from_the_decision(tmp_path, world, monkeyp
     """Catches true frames that start from where the last future ended, or from the episode's end."""
     drawn = []
     monkeypatch.setattr(demo, "sheet", lambda path, now, futures, title: drawn.append((now, futures)) or path.touch())
-    demo.run(config(tmp_path))
+    demo.run(config(tmp_path), "python -m agent.demo")
     ((now, futures),) = drawn
     start = int(now[0, 0, 0])
     assert 0 < start < STEPS and len(futures) == 5
@@ -185,7 +185,7 @@ def test_the_picture_runs_each_future_from_the_decision(tmp_path, world, monkeyp
 def test_without_search_there_is_still_a_film(tmp_path, world, monkeypatch):
     """Catches a demo that needs a plan."""
     monkeypatch.setattr(demo, "make_policy", lambda config, env, envs: policy().acting)
-    _, written = demo.run(config(tmp_path, "model"))
+    _, written = demo.run(config(tmp_path, "model"), "python -m agent.demo")
     assert [path.name for path in written] == ["fold.mp4", "report.json"]
 
 

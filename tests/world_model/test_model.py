@@ -45,7 +45,7 @@ def test_the_future_does_not_leak(world, batch):
     later = batch.image.clone()
     later[:, 2:] = (later[:, 2:] + 7) % world.vocab.vision.size
     other, _ = hidden(world, replace(batch, image=later, expert=batch.expert * 0))
-    before = world.layout.instruction + 2 * sequence.stride  # everything of the first two steps
+    before = world.layout.instruction + 2 * sequence.step  # everything of the first two steps
     assert torch.equal(h[:, :before], other[:, :before])
     assert not torch.allclose(h[:, before:], other[:, before:])
 
@@ -82,7 +82,7 @@ def test_run_time_equals_training(world, batch):
     torch.testing.assert_close(world.read(cache).coefs, coefs, atol=1e-5, rtol=1e-3)
     torch.testing.assert_close(world.read(cache).belief.value, world._belief(act_h[:, :15]).value, atol=1e-5, rtol=1e-3)
 
-    future = next(decoding.parallel(world, cache, [batch.action[:, 1]], len(batch.action)))
+    future = next(decoding.parallel(world, cache, [batch.action[:, 1]], len(batch.action), [8]))
     expected = world.read_next(h[:, sequence.where(140, 102)[1]], batch.image[:, 1], batch.state[:, 1])
     torch.testing.assert_close(future.state, expected.state, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(future.hidden, expected.hidden, atol=1e-4, rtol=1e-3)
@@ -94,11 +94,11 @@ def test_the_second_imagined_step_equals_training(world, batch):
     """Catches a commit that leaves out part of the imagined step, or keeps the step before the last in sight."""
     observations = [(batch.image[:, 0], batch.state[:, 0])]
     cache = world.context(batch.instruction, observations, [])
-    first, second = decoding.parallel(world, cache, list(batch.action[:, :2].unbind(1)), len(batch.action))
+    first, second = decoding.parallel(world, cache, list(batch.action[:, :2].unbind(1)), len(batch.action), [8, 8])
     image = first.image_ids[:, 0]
     state = world.layout.to_bins(first.state[:, 0])
     dreamt = replace(
-        batch, image=torch.stack([batch.image[:, 0], image, image], 1), action=batch.action[:, :2],
+        batch, image=torch.stack([batch.image[:, 0], image, image], 1), action=batch.action[:, :2], stride=batch.stride[:, :2],
         state=torch.stack([batch.state[:, 0], state, state], 1),
     )  # fmt: skip
     h, sequence = hidden(world, dreamt)
@@ -177,11 +177,11 @@ def test_autoregressive_decoding_reads_what_the_causal_loss_teaches(world, batch
     """Catches the id-by-id reading being off by one from the next-token loss."""
     observations = [(batch.image[:, 0], batch.state[:, 0])]
     cache = world.context(batch.instruction, observations, [])
-    future = next(decoding.autoregressive(world, cache, [batch.action[:, 0]], len(batch.action)))
+    future = next(decoding.autoregressive(world, cache, [batch.action[:, 0]], len(batch.action), [8]))
     image = future.image_ids[:, 0]
     state = world.layout.to_bins(future.state[:, 0])
     written = replace(
-        batch, image=torch.stack([batch.image[:, 0], image, image], 1), action=batch.action[:, :2],
+        batch, image=torch.stack([batch.image[:, 0], image, image], 1), action=batch.action[:, :2], stride=batch.stride[:, :2],
         state=torch.stack([batch.state[:, 0], state, state], 1),
     )  # fmt: skip
     h, sequence = hidden(world, written)
@@ -462,14 +462,14 @@ def test_run_time_equals_training_where_poses_are_told(told, poses):
     cache, at = told_cache(model, batch), model.layout
     expected = model._belief(act[:, 1, : at.beliefs])
     torch.testing.assert_close(model.read(cache).belief.value, expected.value, atol=1e-5, rtol=1e-3)
-    first = next(decoding.parallel(model, cache, [batch.action[:, 1]], 4))
+    first = next(decoding.parallel(model, cache, [batch.action[:, 1]], 4, [8]))
     torch.testing.assert_close(
         first.hidden[:, 0], model.read_next(following[:, 1], batch.image[:, 1], batch.state[:, 1]).hidden[:, 0],
         atol=1e-4, rtol=1e-3,
     )  # fmt: skip
 
     alone = model.context(batch.instruction, [(batch.image[:, 0], batch.state[:, 0], batch.pose[:, 0])], [])
-    first, second = decoding.parallel(model, alone, list(batch.action.unbind(1)), 4)
+    first, second = decoding.parallel(model, alone, list(batch.action.unbind(1)), 4, [8, 8])
     there = first.image_ids[:, 0], at.to_bins(first.state[:, 0])
     image, state = (torch.stack([x[:, 0], y, y], 1) for x, y in zip((batch.image, batch.state), there, strict=True))
     dreamt = replace(batch, image=image, state=state, pose=batch.pose[:, :1].expand(-1, 3, -1))

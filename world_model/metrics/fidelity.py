@@ -21,7 +21,7 @@ from envs.types import Observation
 from world_model.metrics.images import ssim
 from world_model.metrics.states import error_name, moving_dims, state_error, unit_sizes
 from world_model.metrics.statistics import DIGITS, auc, correlation, expected_calibration_error, mean
-from world_model.metrics.windows import imagine_batch, spread_by_episode
+from world_model.metrics.windows import codes_at_stride, imagine_batch, spread_by_episode
 from world_model.model import History, Imagination, WorldModel
 from world_model.training.dataset import EpisodeDataset
 
@@ -46,29 +46,35 @@ class Counterfactual:
 
 def evaluate_fidelity(
     model: WorldModel, dataset: EpisodeDataset, counterfactuals: Sequence[Counterfactual], count: int = 256,
-    ahead: int = 8,
+    ahead: int = 8, stride: int | None = None,
 ) -> dict:  # fmt: skip
-    """All figures: `horizons`, one entry a model step, and what holds over all of them.
+    """All figures: `horizons`, one entry for each whole chunk ahead, and what holds over all of them.
 
-    count: windows of the dataset, as many from each episode. ValueError where no episode is long enough.
+    count: windows of the dataset, as many from each episode. stride: control steps of a model step, a divisor of M, so
+    that strides are compared at equal times; None for M. ValueError where no episode is long enough.
     """
-    seen = _compare(model, dataset, count, ahead)
+    stride = model.strides[-1] if stride is None else stride
+    seen = _compare(model, dataset, count, ahead, stride)
     horizons = [_at_horizon(model, seen, h) for h in range(ahead)]
-    return {"horizons": horizons, **_beliefs(model, seen), **_retrieval(model, counterfactuals)}
+    return {"stride": stride, "horizons": horizons, **_beliefs(model, seen),
+            **_retrieval(model, counterfactuals, stride)}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ windows
 
 
 @torch.inference_mode()
-def _compare(model: WorldModel, dataset: EpisodeDataset, count: int, ahead: int) -> dict[str, np.ndarray]:
-    """What is compared, one row a window and one column a model step; NaN where the truth is unknown."""
+def _compare(
+    model: WorldModel, dataset: EpisodeDataset, count: int, ahead: int, stride: int
+) -> dict[str, np.ndarray]:
+    """What is compared, one row a window and one column a whole chunk; NaN where the truth is unknown."""
     spec, layout, rows = model.spec, model.layout, []
     starts = spread_by_episode(dataset, count, WITHIN)
     for part in np.array_split(starts, -(-len(starts) // BATCH)):
         batch = dataset.batch(part, ahead + 1).to(model.device)
         known = batch.next_valid[:, 1:].cumprod(1).bool()  # (B, H)
-        future, other = imagine_batch(model, batch), imagine_batch(model, batch, shuffled=True)
+        codes = codes_at_stride(dataset, part, ahead, stride)
+        future, other = (imagine_batch(model, batch, shuffled, codes) for shuffled in (False, True))
         state = layout.from_bins(batch.state[:, 1:])  # (B, 1 + H, P)
         points = layout.points_from_bins(batch.keypoints[:, 1:])  # (B, 1 + H, n, 3)
         row = {
@@ -152,19 +158,21 @@ def _beliefs(model: WorldModel, seen: dict[str, np.ndarray]) -> dict[str, float]
 
 
 @torch.inference_mode()
-def _retrieval(model: WorldModel, counterfactuals: Sequence[Counterfactual]) -> dict[str, float]:
+def _retrieval(model: WorldModel, counterfactuals: Sequence[Counterfactual], stride: int) -> dict[str, float]:
     """Does each imagined future find its own true one? By the ids that are seen, by images and by the robot's state."""
     found: dict[str, list[float]] = {"at_1": [], "by_pixels": [], "by_state": []}
     moved, imagined_moved, dims = [np.zeros(0)], [np.zeros(0)], moving_dims(model.spec)
     unit = unit_sizes(model.spec).numpy()[dims]
     for each in counterfactuals:
-        actions = torch.from_numpy(each.actions)[None, :, None]  # (1, N, 1, M, A)
-        future = model.imagine(model.prefill([each.history]), actions)[0]
+        actions = torch.stack([
+            torch.from_numpy(each.actions).roll(-done, 1) for done in range(0, each.actions.shape[1], stride)
+        ], dim=1)  # (N, M / stride, M, A), of which what is still to come is read
+        future = model.imagine(model.prefill([each.history]), actions[None], strides=stride)[0]
         for name, likeness in _likeness(model, each.observations, future).items():  # (N imagined, N true)
             found[name] += (likeness.argmax(1).cpu() == torch.arange(len(likeness))).float().tolist()
         now = each.history.steps[-1][0].state
         moved.append(((each.observations.state - now)[:, dims] / unit).ravel())
-        imagined_moved.append(((future.state[:, 0].cpu().numpy() - now)[:, dims] / unit).ravel())
+        imagined_moved.append(((future.state[:, -1].cpu().numpy() - now)[:, dims] / unit).ravel())
     return {
         **{f"retrieval_{name}": mean(np.array(hits)) for name, hits in found.items()},
         "displacement_r": correlation(np.concatenate(imagined_moved), np.concatenate(moved)),
@@ -174,19 +182,20 @@ def _retrieval(model: WorldModel, counterfactuals: Sequence[Counterfactual]) -> 
 
 
 def _likeness(model: WorldModel, true: Observation, future: Imagination) -> dict[str, Tensor]:
-    """How well each of N imagined futures fits each of N true observations, (N, N) each, larger is nearer."""
+    """How well the end of each of N imagined futures fits each of N true observations, (N, N) each, larger is nearer.
+    """
     images = {camera.name: torch.from_numpy(true.images[camera.name]).to(model.device) for camera in model.spec.cameras}
     true_ids = torch.cat([model.frame_tokenizer.encode(image) for image in images.values()], dim=-1)  # (N, K)
     num = len(true_ids)
     probabilities = model.codes(
-        future.hidden[:, 0, None].expand(-1, num, -1, -1), future.before[:, 0, None].expand(-1, num, -1)
+        future.hidden[:, -1, None].expand(-1, num, -1, -1), future.before[:, -1, None].expand(-1, num, -1)
     )  # of each imagined future, (N, N, K)
     imagined = model.decode_frames(future)
     pixels = sum(
-        (imagined[name][:, :1].float() - image[None].float()).square().flatten(2).sum(-1)
+        (imagined[name][:, -1:].float() - image[None].float()).square().flatten(2).sum(-1)
         for name, image in images.items()
     )
-    difference = future.state[:, :1].cpu() - torch.from_numpy(true.state)[None]
+    difference = future.state[:, -1:].cpu() - torch.from_numpy(true.state)[None]
     return {
         "at_1": probabilities.log_prob(true_ids[None].expand(num, -1, -1)).sum(-1),
         "by_pixels": -pixels,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from world_model.metrics.states import error_name, state_error
 from world_model.metrics.statistics import DIGITS, correlation, expected_calibration_error, mean, mean_by_column
-from world_model.metrics.windows import context, imagine_batch, longest, spread_evenly
+from world_model.metrics.windows import codes_at_stride, context, imagine_batch, longest, spread_evenly
 from world_model.model import WorldModel
 from world_model.training.dataset import UNKNOWN, Batch, EpisodeDataset
 from world_model.training.loss import FROM_EXPERT, batch_losses
@@ -18,6 +18,7 @@ from world_model.training.viewpoints import Choice
 
 AHEAD = 4  # model steps imagined, where episodes are long enough
 BATCH = 32
+STRIDE_WINDOWS = 64  # that every stride imagines; the shortest takes M times the steps
 ACTED = 2  # control steps of a chunk that are executed before looking again
 
 
@@ -80,12 +81,33 @@ def evaluate(model: WorldModel, dataset: EpisodeDataset, count: int = 256) -> di
             "keypoint_cm": by_horizon("keypoints", 100), "keypoint_cm_copy": by_horizon("keypoints_copy", 100),
             "keypoint_cm_now": by_horizon("keypoints_now", 100)[0],
         }  # fmt: skip
+    if len(model.strides) > 1:
+        figures |= by_stride(model, dataset, min(count, STRIDE_WINDOWS), ahead)
     if np.isfinite(found["held"]).any():
         figures["held_accuracy"] = by_horizon("held")
     if np.isfinite(found["action"]).any():
         figures["action_rms"] = round(float(np.sqrt(np.nanmean(found["action"]))), DIGITS)
     if np.isfinite(found["gripper_command"]).any():
         figures["gripper_accuracy"] = mean(found["gripper_command"])
+    return figures
+
+
+@torch.no_grad()
+def by_stride(model: WorldModel, dataset: EpisodeDataset, count: int, ahead: int) -> dict[str, list[float]]:
+    """Error of the robot's state and of keypoints 1 .. `ahead` whole chunks on, imagined in model steps of each stride
+    that divides M: at equal times, of the same windows."""
+    spec, layout, figures = model.spec, model.layout, {}
+    starts = spread_evenly(dataset, count, ahead + 1)
+    batch = dataset.batch(starts, ahead + 1).to(model.device)
+    state, points = layout.from_bins(batch.state[:, 2:]), layout.points_from_bins(batch.keypoints[:, 2:])
+    name, scale = error_name(spec)
+    for stride in (n for n in model.strides if layout.chunk_steps % n == 0):
+        future = imagine_batch(model, batch, codes=codes_at_stride(dataset, starts, ahead, stride))
+        errors = {f"{name}_stride_{stride}": (state_error(spec, future.state, state), scale)}
+        if spec.keypoints:
+            apart = (future.keypoints - points).norm(dim=-1).nanmean(-1)
+            errors[f"keypoint_cm_stride_{stride}"] = apart, 100
+        figures |= {name: mean_by_column(e.float().cpu().numpy(), scale) for name, (e, scale) in errors.items()}
     return figures
 
 

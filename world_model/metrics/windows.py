@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import torch
 from torch import Tensor
 
-from world_model.model import Cache, Imagination, WorldModel
+from world_model.model import FIELDS, Cache, Imagination, WorldModel
 from world_model.training.dataset import Batch, EpisodeDataset
 
 
@@ -44,11 +47,32 @@ def _fitting(dataset: EpisodeDataset, steps: int) -> np.ndarray:
 def context(model: WorldModel, batch: Batch) -> Cache:
     """What is known at a window's second step, its first being history: B robots."""
     observations = [(batch.image[:, s], batch.state[:, s], batch.pose[:, s]) for s in (0, 1)]
-    return model.context(batch.instruction, observations, [batch.action[:, 0]])
+    return model.context(batch.instruction, observations, [batch.action[:, 0]], stride=batch.stride[:, 0])
 
 
-def imagine_batch(model: WorldModel, batch: Batch, shuffled: bool = False) -> Imagination:
-    """Imagine a window's own actions from its second step on: fields (B, H, ...). shuffled: another window's."""
-    codes: Tensor = batch.action[:, 1:]
-    actions = model.actions.decode(codes.roll(1, 0) if shuffled else codes)  # (B, H, M, A)
-    return model.imagine(context(model, batch), actions[:, None])[:, 0]
+def codes_at_stride(dataset: EpisodeDataset, starts: np.ndarray, ahead: int, stride: int) -> Tensor:
+    """What `imagine_batch` needs to imagine windows (B,) of 1 + `ahead` whole chunks in shorter model steps: the
+    actions from their second step on, (B, ahead M / stride, Ka). ValueError where `stride` does not divide M."""
+    at = dataset.layout
+    at.require_strides([stride])
+    if at.chunk_steps % stride:
+        raise ValueError(f"`stride` must divide the chunk of {at.chunk_steps} control steps, got {stride}")
+    rows = starts[:, None] + at.chunk_steps + stride * np.arange(ahead * at.chunk_steps // stride)
+    rows = np.minimum(rows, dataset.last[starts][:, None])
+    return torch.from_numpy(dataset.action[rows, at.strides.index(stride)]).long()
+
+
+def imagine_batch(
+    model: WorldModel, batch: Batch, shuffled: bool = False, codes: Tensor | None = None
+) -> Imagination:
+    """Imagine a window's own actions from its second step on: fields (B, H, ...). The window is of whole chunks.
+
+    shuffled: another window's actions. codes: the same actions in k model steps for each one of the window, as
+    `codes_at_stride` has them; what is returned is what is imagined where the window's own end.
+    """
+    codes = batch.action[:, 1:] if codes is None else codes.to(batch.action)
+    times = codes.shape[1] // (batch.action.shape[1] - 1)  # k
+    codes = codes.roll(1, 0) if shuffled else codes
+    imagined = model.imagine_codes(context(model, batch), codes[:, None], strides=model.strides[-1] // times)[:, 0]
+    ends = {name: getattr(imagined, name)[:, times - 1 :: times] for name in FIELDS}
+    return replace(imagined, **ends, strides=(model.strides[-1],) * ends["value"].shape[1])

@@ -1,9 +1,9 @@
 """How an episode is written as one sequence of ids, and which ids each training window teaches.
 
     BOS instruction EOT                                                        padded to a fixed length
-    then for each model step, one every M control steps:
+    then for each model step, one every M control steps or, where the model was trained for that, every n < M:
       obs    [begin pose image end] of each camera, [BOT state EOST]           causal; pose: where cameras tell it
-      chunk  [BOA action EOA]                                                  causal: what was executed
+      chunk  [BOA or n, action EOA]                                            causal: what was executed
       act    value, success, held, keypoints | action                          in parallel, from MASK
       next   images, state | value, success, held, keypoints                   in parallel, from the current ids
     and after all steps, for some of them
@@ -16,6 +16,10 @@ stands where the first camera that tells its pose stands, and draws the scene fr
 copy, so nothing can depend on a value that would be missing at run time. A step sees the instruction, the step before
 and itself, which is what is known at run time.
 
+A chunk begins with BOA where all of its M control steps are executed before the next observation. Where fewer are, the
+id that counts them stands in its place, and the action ids say those alone (`actions.hold`). So a length of its own
+costs no id, and what a model without it has learnt stays as it is.
+
 Every segment has a fixed place, so a sequence needs no mask and no padding but the instruction's, whose PAD ids are
 ids like any other.
 """
@@ -23,6 +27,7 @@ ids like any other.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -54,7 +59,8 @@ class Layout:
     """Where everything stands. Lengths in ids; a slot is a position within a model step, counted from its start.
 
     spec: of the robot, with a finite range for every state dimension. num_coefs: action ids without the grippers'.
-    instruction: ids kept for `BOS text EOT` and its padding. poses: of the cameras whose pose is told, in their order.
+    instruction: ids kept for `BOS text EOT` and its padding. strides: control steps that a model step may cover, in
+    order; M is always the last of them. poses: of the cameras whose pose is told, in the cameras' order.
     """
 
     spec: Spec
@@ -62,9 +68,15 @@ class Layout:
     num_coefs: int
     chunk_steps: int = 8  # M
     instruction: int = 24
+    strides: tuple[int, ...] = ()
     poses: tuple[PoseRange, ...] = ()
 
     def __post_init__(self) -> None:
+        if not all(0 < n <= self.chunk_steps for n in self.strides):
+            raise ValueError(
+                f"`strides` are control steps of a chunk, so 1 to {self.chunk_steps} each, got {list(self.strides)}"
+            )
+        object.__setattr__(self, "strides", tuple(sorted({*self.strides, self.chunk_steps})))
         if len(self.vocab.marks.cameras) != len(self.spec.cameras):
             raise ValueError(
                 f"the vocabulary has marks for {len(self.vocab.marks.cameras)} cameras, "
@@ -260,12 +272,33 @@ class Layout:
         ]
         return self._segments(*images, (marks.bot, self.state_ids(state), marks.eost))
 
-    def chunk_ids(self, action: Tensor) -> Tensor:
-        """action (..., Ka) local -> (..., chunk) ids."""
+    def require_strides(self, strides: Iterable[int]) -> None:
+        """ValueError where the model was not trained with model steps of so many control steps."""
+        unknown = sorted({*strides} - {*self.strides})
+        if unknown:
+            raise ValueError(
+                f"this model was trained with model steps of {', '.join(map(str, self.strides))} control steps, not of "
+                f"{', '.join(map(str, unknown))}: use one of those, or train with `strides`"
+            )
+
+    def stride_ids(self, stride: Tensor) -> Tensor:
+        """Control steps (...) -> the id that a chunk of which so many are executed begins with. Gripper ids count
+        control steps too: number n - 1 is a gripper that closes after n."""
+        counted = self.vocab.gripper.encode(stride - 1)
+        return counted.masked_fill(stride == self.chunk_steps, self.vocab.marks.boa)
+
+    def chunk_ids(self, action: Tensor, stride: int | Tensor | None = None) -> Tensor:
+        """action (..., Ka) local -> (..., chunk) ids. stride: control steps that it says, (...) or one for all; None
+        for M."""
         vocab, marks = self.vocab, self.vocab.marks
+        stride = self.chunk_steps if stride is None else stride
+        if isinstance(stride, int):
+            begins = vocab.gripper.encode(stride - 1) if stride < self.chunk_steps else marks.boa
+        else:
+            begins = self.stride_ids(stride)
         coefs, grippers = action.split([self.num_coefs, self.num_grippers], dim=-1)
         ids = torch.cat([vocab.action.encode(coefs), vocab.gripper.encode(grippers)], dim=-1)
-        return self._segments((marks.boa, ids, marks.eoa))
+        return self._segments((begins, ids, marks.eoa))
 
     def act_ids(self, *lead: int, device: torch.device | None = None) -> Tensor:
         """(*lead, act) ids: nothing is known yet."""
@@ -340,11 +373,13 @@ class Layout:
         return constants(low, device), constants(high, device)
 
     @staticmethod
-    def _segments(*segments: tuple[int, Tensor, int]) -> Tensor:
-        """Each (mark, ids, mark), joined."""
+    def _segments(*segments: tuple[int | Tensor, Tensor, int]) -> Tensor:
+        """Each (mark, ids, mark), joined; a mark is one for all or (...)."""
         parts = []
         for begin, ids, end in segments:
-            parts += [ids.new_full((*ids.shape[:-1], 1), begin), ids, ids.new_full((*ids.shape[:-1], 1), end)]
+            one = (*ids.shape[:-1], 1)
+            first = ids.new_full(one, begin) if isinstance(begin, int) else begin[..., None].expand(one)
+            parts += [first, ids, ids.new_full(one, end)]
         return torch.cat(parts, dim=-1)
 
 
@@ -387,7 +422,7 @@ class Sequence:
         return sum(segment.length for segment in self.segments)
 
     @property
-    def stride(self) -> int:
+    def step(self) -> int:
         """Ids of one model step with its parallel copies."""
         return self.layout.step + self.layout.act + self.layout.next
 
@@ -420,7 +455,7 @@ class Sequence:
 
     def where(self, start: int, count: int) -> Tensor:
         """(S, count) indices into the sequence of `count` ids from place `start` of every model step."""
-        first = self.layout.instruction + torch.arange(self.steps) * self.stride + start
+        first = self.layout.instruction + torch.arange(self.steps) * self.step + start
         return first[:, None] + torch.arange(count)
 
     def ids(self, batch: Batch) -> Tensor:
@@ -433,6 +468,6 @@ class Sequence:
         image, state = batch.image[:, :steps], batch.state[:, :steps]  # (B, S, K), (B, S, P)
         copies = at.act_ids(rows, steps, device=image.device), at.next_ids(image, state)
         obs = at.obs_ids(image, state, batch.pose[:, :steps])
-        each = torch.cat([obs, at.chunk_ids(batch.action), *copies], dim=-1)  # (B, S, stride)
+        each = torch.cat([obs, at.chunk_ids(batch.action, batch.stride), *copies], dim=-1)  # (B, S, step)
         views = (at.view_ids(batch.view_pose).flatten(1),) if self.views else ()
         return torch.cat([batch.instruction, each.flatten(1), *views], dim=1)

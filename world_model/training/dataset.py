@@ -19,6 +19,7 @@ from world_model.tokens.poses import POSE_IDS
 from world_model.tokens.text import TextTokenizer
 from world_model.training.viewpoints import VIEWED_STEPS, Choice, Views, told_poses
 
+Index = np.ndarray | tuple[np.ndarray, np.ndarray | int]
 UNKNOWN = -1  # in place of a flag that nobody knows
 WIDER = 0.1  # of what was seen, on each side of a fitted range
 
@@ -39,8 +40,10 @@ class Batch:
     value: Tensor  # (B, S + 1) f32 in [0, 1], NaN where unknown
     flags: Tensor  # (B, S + 1, 2) i64, success and held, UNKNOWN where nobody knows
     keypoints: Tensor  # (B, S + 1, 3 n) f32, bins, NaN where unknown
-    action: Tensor  # (B, S, Ka) i64, executed
-    expert: Tensor  # (B, S, Ka) i64
+    stride: Tensor  # (B, S) i64, control steps from one observation to the next
+    action: Tensor  # (B, S, Ka) i64, what was executed in these control steps
+    expert: Tensor  # (B, S, Ka) i64, the whole chunk that is advised
+    expert_action: Tensor  # (B, S, Ka) i64, its first control steps, as an executed chunk of that stride is written
     valid: Tensor  # (B, S + 1) f32
     next_valid: Tensor  # (B, S) f32
     has_expert: Tensor  # (B, S) f32
@@ -66,8 +69,8 @@ class EpisodeDataset:
     value: np.ndarray  # (R,) f32, NaN where unknown
     flags: np.ndarray  # (R, 2) i8, UNKNOWN where nobody knows
     keypoints: np.ndarray  # (R, n, 3) f32, m, NaN where unknown
-    action: np.ndarray  # (R, Ka) i16, the chunk executed from here on
-    expert: np.ndarray  # (R, Ka) i16, the chunk the expert advises from here on
+    action: np.ndarray  # (R, V, Ka) i16, what is executed from here on in each of the V strides of the layout
+    expert: np.ndarray  # (R, V, Ka) i16, what the expert advises from here on
     has_expert: np.ndarray  # (R,) bool
     last: np.ndarray  # (R,) i64, the row of the episode's last observation
     absorbing: np.ndarray  # (R,) bool, the episode ends in success: at rest, so that padding it with rest is true
@@ -105,8 +108,8 @@ class EpisodeDataset:
             value=value_to_come(episode.success, discount, episode.off_task_steps),
             flags=np.stack([episode.success, held], axis=1).astype(np.int8),
             keypoints=episode.keypoints.astype(np.float32),
-            action=actions.encode(torch.from_numpy(executed)).numpy().astype(np.int16),
-            expert=actions.encode(torch.from_numpy(np.nan_to_num(advice))).numpy().astype(np.int16),
+            action=_codes(executed, actions, layout.strides),
+            expert=_codes(np.nan_to_num(advice), actions, layout.strides),
             has_expert=has_expert,
             last=np.full(steps + 1, steps),
             absorbing=np.full(steps + 1, bool(episode.success[-1])),
@@ -128,25 +131,30 @@ class EpisodeDataset:
         return cls(parts[0].layout, parts[0].frames, images, views=views, **joined)
 
     def batch(
-        self, starts: np.ndarray, steps: int, change: Change | None = None, choice: Choice | None = None
-    ) -> Batch:
+        self, starts: np.ndarray, steps: int, change: Change | None = None, strides: np.ndarray | None = None,
+        choice: Choice | None = None,
+    ) -> Batch:  # fmt: skip
         """The windows of `steps` model steps from rows `starts` (B,); what lies beyond an episode's end weighs 0.
 
-        change: to other colours and places, one for each window. choice: of what is told, seen and drawn of cameras in
-        each window; without it all that is known is told, and nothing is drawn.
+        change: to other colours and places, one for each window. strides: (B, S) control steps that each model step
+        covers, M where it is None. ValueError for one that the layout has not. choice: of what is told, seen and drawn
+        of cameras in each window; without it all that is known is told, and nothing is drawn.
         """
-        chunk, last = self.layout.chunk_steps, self.last[starts][:, None]
-        rows = starts[:, None] + chunk * np.arange(steps + 1)  # (B, S + 1)
+        layout, last = self.layout, self.last[starts][:, None]
+        strides = np.full((len(starts), steps), layout.chunk_steps) if strides is None else strides
+        layout.require_strides(np.unique(strides).tolist())
+        which = np.searchsorted(layout.strides, strides)  # (B, S)
+        rows = starts[:, None] + np.pad(strides.cumsum(1), ((0, 0), (1, 0)))  # (B, S + 1)
         at = np.minimum(rows, last)
         # A chunk cut short by success is followed by rest, so what it leads to is known all the same.
         next_valid = (rows[:, 1:] <= last) | ((rows[:, :-1] < last) & self.absorbing[at[:, :-1]])
         wide = torch.int64
 
-        def gather(array: np.ndarray, index: np.ndarray, dtype: torch.dtype) -> Tensor:
+        def gather(array: np.ndarray, index: Index, dtype: torch.dtype) -> Tensor:
             return torch.from_numpy(array[index]).to(dtype)
 
         images, pose = {name: array[at] for name, array in self.images.items()}, self.pose[at]
-        told = self.layout.pose_slices
+        told = layout.pose_slices
 
         def encode(name: str, recorded: np.ndarray, poses: np.ndarray | None) -> Tensor:
             seen = torch.from_numpy(recorded).to(self.frames.device)
@@ -155,7 +163,7 @@ class EpisodeDataset:
         views, drawn = self.views.count[starts], 0
         view, view_pose = torch.zeros(len(starts), 0, 0, dtype=wide), np.zeros((len(starts), 0, POSE_IDS), np.float32)
         if choice is not None and views.any():
-            place, (shown, wanted) = self.layout.view_camera, choice.of(views)
+            place, (shown, wanted) = layout.view_camera, choice.of(views)
             own = images[place], pose[..., told[place]].copy()
             images[place], pose[..., told[place]] = self.views.seen(at, shown, *own)
             if choice.draws:
@@ -164,27 +172,29 @@ class EpisodeDataset:
                 view = encode(place, recorded, view_pose)
         view_valid = (views > 0)[:, None] & (rows <= last)[:, :drawn] & np.isfinite(view_pose).all(-1)
         ids = [encode(name, array, pose[..., told[name]] if name in told else None) for name, array in images.items()]
-        pose, view_pose = self.layout.pose_to_bins(torch.from_numpy(pose)), torch.from_numpy(view_pose)
+        pose, view_pose = layout.pose_to_bins(torch.from_numpy(pose)), torch.from_numpy(view_pose)
         if choice is not None:
             pose = pose.masked_fill(choice.hidden[:, None, None], torch.nan)
         state, keypoints = (gather(array, at, torch.float32) for array in (self.state, self.keypoints))
         if change is not None:
-            state, keypoints = change.state(state, self.layout.spec.positions), change.points(keypoints)
+            state, keypoints = change.state(state, layout.spec.positions), change.points(keypoints)
         return Batch(
             instruction=gather(self.instruction, starts, wide),
             image=torch.cat(ids, dim=-1),
-            state=self.layout.to_bins(state),
+            state=layout.to_bins(state),
             pose=pose,
             value=gather(self.value, at, torch.float32),
             flags=gather(self.flags, at, wide),
-            keypoints=self.layout.points_to_bins(keypoints),
-            action=gather(self.action, at[:, :-1], wide),
-            expert=gather(self.expert, at[:, :-1], wide),
+            keypoints=layout.points_to_bins(keypoints),
+            stride=torch.from_numpy(strides).to(wide),
+            action=gather(self.action, (at[:, :-1], which), wide),
+            expert=gather(self.expert, (at[:, :-1], -1), wide),
+            expert_action=gather(self.expert, (at[:, :-1], which), wide),
             valid=torch.from_numpy((rows <= last).astype(np.float32)),
             next_valid=torch.from_numpy(next_valid.astype(np.float32)),
             has_expert=torch.from_numpy((self.has_expert[at] & (rows < last))[:, :-1].astype(np.float32)),
             view=view,
-            view_pose=self.layout.poses[0].to_bins(view_pose) if drawn else view_pose,
+            view_pose=layout.poses[0].to_bins(view_pose) if drawn else view_pose,
             view_valid=torch.from_numpy(view_valid.astype(np.float32)),
         )
 
@@ -205,6 +215,29 @@ def chunks(action: np.ndarray, length: int, spec: Spec) -> np.ndarray:
         rest[:, list(spec.grippers)] = action[-1, list(spec.grippers)]
     padded = np.concatenate([action.astype(np.float32), rest])
     return padded[np.arange(len(action) + 1)[:, None] + np.arange(length)]
+
+
+def _codes(chunks: np.ndarray, actions: ActionTokenizer, strides: tuple[int, ...]) -> np.ndarray:
+    """(R, M, A) -> (R, V, Ka) i16, each chunk's first control steps of each stride."""
+    codes = [actions.encode(torch.from_numpy(chunks), steps=n) for n in strides]
+    return torch.stack(codes, dim=1).numpy().astype(np.int16)
+
+
+def stride_shares(strides: tuple[int, ...], weights: Sequence[float] | None = None) -> Tensor:
+    """How often each of a layout's strides is drawn, (V,) f32, adding up to 1. weights: in the order of the strides;
+    None draws M half of the time, for that is how actions are advised and far futures imagined, and the others alike.
+
+    ValueError where there are not as many.
+    """
+    if weights is None:
+        others = len(strides) - 1
+        weights = [*[0.5 / others] * others, 0.5] if others else [1.0]
+    if len(weights) != len(strides) or min(weights) < 0 or not 0 < sum(weights) < math.inf:
+        raise ValueError(
+            f"`stride_weights` must be a number of 0 or more for each of the strides {', '.join(map(str, strides))} "
+            f"(the whole chunk is always one), not all 0, got {list(weights)}"
+        )
+    return torch.tensor(weights) / sum(weights)
 
 
 def value_to_come(success: np.ndarray, discount: float, off_task_steps: int = 0) -> np.ndarray:

@@ -56,8 +56,8 @@ def hidden_by_step(model: WorldModel, batch: Batch, first: int = 0) -> tuple[Ten
     at, sequence = model.layout, Sequence(model.layout, batch.action.shape[1], batch.view.shape[1])
     ids = sequence.ids(batch)  # (B, L)
     h, _ = model.run(ids, sequence.slots, sequence.token_types, sequence.position_ids(first), sequence.segments)
-    views = at.instruction + sequence.steps * sequence.stride
-    by_step = h[:, at.instruction : views].unflatten(1, (-1, sequence.stride))  # (B, S, stride, width)
+    views = at.instruction + sequence.steps * sequence.step
+    by_step = h[:, at.instruction : views].unflatten(1, (-1, sequence.step))  # (B, S, step, width)
     view_h = h[:, views:].unflatten(1, (sequence.views, at.view))[:, :, POSE_IDS:]
     return *by_step.split([at.step, at.act, at.next], dim=2), view_h
 
@@ -91,6 +91,7 @@ def batch_losses(model: WorldModel, batch: Batch, first: int = 0) -> Losses:
     moved = vocab.state.size // 2 + next_state - state  # an edit of this state, in bins around the middle
     changed = 1 + (w.changed - 1) * (next_image != image)
     expert_coefs, expert_gripper = batch.expert.split([at.num_coefs, at.num_grippers], dim=-1)
+    next_coefs, next_gripper = batch.expert_action.split([at.num_coefs, at.num_grippers], dim=-1)
 
     # Which hidden states say it.
     read_by_id = slice(-w.causal_images, None) if w.causal_images else slice(0)
@@ -116,8 +117,8 @@ def batch_losses(model: WorldModel, batch: Batch, first: int = 0) -> Losses:
     terms = {  # name: (weight of an id, nats (B, S, n), which of them count (B, S, 1 or n))
         "image": (w.image * w.causal, code(image_h, image[:, read_by_id]), valid[:, read_by_id]),
         "state": (w.state * w.causal, smooth(ahead(at.state), vocab.state, state), valid),
-        "action": (w.action * w.causal, smooth(ahead(coefs), vocab.action, expert_coefs), has_expert),
-        "gripper": (w.action * w.causal, exact(ahead(gripper), vocab.gripper, expert_gripper), has_expert),
+        "action": (w.action * w.causal, smooth(ahead(coefs), vocab.action, next_coefs), has_expert),
+        "gripper": (w.action * w.causal, exact(ahead(gripper), vocab.gripper, next_gripper), has_expert),
         "expert_action": (w.action, smooth(coefs_h, vocab.action, expert_coefs), has_expert),
         "expert_gripper": (w.action, exact(gripper_h, vocab.gripper, expert_gripper), has_expert),
         "next_image": (w.image, code(next_h, next_image, image), next_valid * changed),

@@ -29,7 +29,7 @@ from world_model.tokens.vocab import Vocab
 from world_model.training import sources
 from world_model.training.dataset import EpisodeDataset, chunks, common_spec, fit_ranges
 from world_model.training.sources import Source
-from world_model.training.start import require_agreement, take_weights
+from world_model.training.start import continued, require_agreement
 from world_model.training.viewpoints import view_names
 
 if TYPE_CHECKING:
@@ -117,26 +117,21 @@ def new_model(
     actions = ActionTokenizer.fit(sample_chunks(episodes, chunk), spec, coefs)
     vocab = Vocab.native(text.size, frames.vision_size, len(spec.cameras), actions.chunk)
     torch.manual_seed(config.seed)
-    model = WorldModel(config.model.build(), spec, vocab, frames, actions, fit_poses(spec.cameras, episodes)).to(device)
+    settings = replace(config.model.build(), strides=config.strides or ())
+    poses = fit_poses(spec.cameras, episodes)
+    model = WorldModel(settings, spec, vocab, frames, actions, poses).to(device)
     return model, text.within(vocab.text)
 
 
 def model_from(begin: Loaded, config: TrainConfig, episodes: list[Episode]) -> WorldModel:
-    """The model to go on with: the checkpoint's, or where these episodes tell poses of cameras that it knows nothing
-    of, one with places for them and its weights. What counts is this training's to say."""
-    old = begin.model
-    known = {told.camera for told in old.layout.poses}
-    new = {told.camera: told for told in fit_poses(old.spec.cameras, episodes) if told.camera not in known}
-    if new:
-        found = {**{told.camera: told for told in old.layout.poses}, **new}
-        poses = tuple(found[camera.name] for camera in old.spec.cameras if camera.name in found)
-        torch.manual_seed(config.seed)
-        model = WorldModel(old.config, old.spec, old.vocab, old.frame_tokenizer, old.actions, poses).to(old.device)
-        take_weights(model, old)
-    else:
-        model = old
-    model.config = replace(model.config, weights=config.model.weights)
-    return model
+    """The checkpoint's model, to go on with. What counts is this training's to say; lengths of model steps are added
+    where there were none, and places for the poses of cameras that these episodes tell and it knows nothing of."""
+    had, spec = begin.model.config, begin.model.spec
+    found = {told.camera: told for told in (*fit_poses(spec.cameras, episodes), *begin.model.layout.poses)}
+    poses = tuple(found[camera.name] for camera in spec.cameras if camera.name in found)
+    settings = replace(had, weights=config.model.weights, strides=had.strides or config.strides or ())
+    torch.manual_seed(config.seed)
+    return continued(begin.model, settings, poses)
 
 
 def _taught_views(config: TrainConfig, begin: Loaded | None, model: WorldModel, episodes: list[Episode]) -> list[str]:
@@ -160,6 +155,9 @@ def _require_agreement(config: TrainConfig, begin: Loaded, spec: Spec, device: t
         "coefs": (None if config.coefs == "auto" else config.coefs, begin.actions.coefs),
     }  # fmt: skip
     wrong = {name: pair for name, pair in asked.items() if pair[0] is not None and pair[0] != pair[1]}
+    strides = begin.model.config.strides
+    if strides and config.strides is not None and {*config.strides, begin.actions.chunk} != {*begin.model.strides}:
+        wrong["strides"] = (list(config.strides), list(strides))
     if config.text_size is not None and begin.text.size > config.text_size:
         wrong["text_size"] = (config.text_size, begin.text.size)
     if config.tokenizer and _content(begin.frames) != _content(frame_tokenizer(config.tokenizer, device)):

@@ -11,6 +11,7 @@ import torch
 
 from world_model.model import ModelConfig, WorldModel
 from world_model.nn.transformer import TransformerConfig
+from world_model.tokens.poses import PoseRange
 from world_model.training.loss import LossWeights
 
 SMALL = TransformerConfig(width=192, num_layers=4, num_heads=6, num_kv_heads=3, hidden=512)  # configs/model/S.yaml
@@ -59,6 +60,15 @@ def require_agreement(disagreements: Mapping[str, tuple[Any, Any]], start: str) 
             f"a training from {start} goes on with its model and tokenizers: {'; '.join(texts)}. Leave these settings "
             "out, or train without `start`"
         )
+
+
+def continued(old: WorldModel, config: ModelConfig, poses: tuple[PoseRange, ...]) -> WorldModel:
+    """A model of this config with the weights of `old`, to train on: what the config adds to the layout is new, and so
+    are the poses that are told and were not."""
+    new = WorldModel(config, old.spec, old.vocab, old.frame_tokenizer, old.actions, poses).to(old.device)
+    take_weights(new, old)
+    new.precision = old.precision
+    return new.train(old.training)
 
 
 @torch.no_grad()

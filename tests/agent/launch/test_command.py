@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import os
 import subprocess
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.launch.command import STOPPED, claim, claimed, clear_errors, differences, versions
+from agent.launch.command import STOPPED, claim, claimed, clear_errors, command_line, differences, versions
 from envs.data.store import EpisodeError
 
 ROOT = Path(__file__).parents[3]
@@ -52,6 +53,16 @@ def test_ctrl_c(capsys):
     with pytest.raises(SystemExit) as exit, clear_errors():
         raise KeyboardInterrupt
     assert exit.value.code == STOPPED and capsys.readouterr().err.startswith("stopped; run the same command")
+
+
+def test_a_command_can_be_pasted():
+    """Catches a report whose command means something else to a shell: words that fall apart, brackets that match."""
+    line = command_line("agent.evaluate", ["env=lift", "env.instruction=lift the cube", 'env.state=["a[0:3]",b]'])
+    echo = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    typed = line.replace("python -m agent.evaluate", f"{sys.executable} -c '{echo}'")
+    ended = subprocess.run(typed, shell=True, capture_output=True, text=True, check=True)
+    assert json.loads(ended.stdout) == ["env=lift", "env.instruction=lift the cube", 'env.state=["a[0:3]",b]']
+    assert line.startswith("python -m agent.evaluate env=lift ")
 
 
 COMMAND = """

@@ -4,8 +4,9 @@ import warnings
 
 import torch
 
+from agent.planning.candidates import ActionSpace
 from agent.planning.objective import Objective
-from agent.planning.planner import ActionSpace, Planner, PlannerConfig
+from agent.planning.planner import Planner, PlannerConfig
 from agent.planning.policies import ModelPolicy
 
 

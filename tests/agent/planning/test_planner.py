@@ -9,22 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+from agent.planning.candidates import ActionSpace, dct_basis, shift
 from agent.planning.objective import Objective
-from agent.planning.planner import ActionSpace, Planner, PlannerConfig, dct_basis, shift
+from agent.planning.planner import Planner, PlannerConfig
 from envs.types import ActionSpec, CameraSpec, Spec
+from tests.robots import UNEVEN, aim
 
 M = 8
 POSE = tuple(ActionSpec(name) for name in ("dx", "dy", "dz", "drx", "dry", "drz"))
 CAMERA = CameraSpec("camera", 8, 8)
 ARM = Spec((CAMERA,), (), (*POSE, ActionSpec("gripper", gripper=True)), control_hz=20)
 A = len(ARM.action)
-# Ranges unlike each other, and a hand at each end.
-TWO_HANDS = Spec(
-    (CAMERA,), (),
-    (ActionSpec("left", 0.0, 0.08, True), ActionSpec("x", -5.0, 5.0), ActionSpec("y", 2.0, 4.0),
-     ActionSpec("right", -1.0, 0.0, True)),
-    control_hz=10,
-)  # fmt: skip
 NO_HAND = Spec((CAMERA,), (), POSE[:3], control_hz=5)
 
 
@@ -88,12 +83,6 @@ def plan_one(planner, model, seed: int = 0, last=None, execute: int = 2, cache=N
     """The plan of a single robot."""
     (plan,) = planner.plan(model, cache, [seeded(seed)], [last], execute)
     return plan
-
-
-def test_dct_is_orthonormal():
-    """Catches a basis that changes the size of the noise with frequency."""
-    basis = dct_basis(M)
-    torch.testing.assert_close(basis @ basis.T, torch.eye(M), atol=1e-5, rtol=0)
 
 
 def test_search_finds_the_optimum():
@@ -209,14 +198,6 @@ def test_without_a_deadline_the_clock_is_not_looked_at_in_between():
     assert plan.seconds == 7.0 and not plan.late and plan.iterations == 4
 
 
-def test_shift_moves_the_plan_on():
-    """Catches a warm start that repeats what was already done."""
-    future = torch.arange(2 * M).float()[:, None].expand(-1, A).reshape(1, 2, M, A)
-    moved = shift(torch.cat([future, 100 + future]), 2)
-    assert moved[0].flatten(0, 1)[:, 0].tolist() == [*range(2, 16), 15, 15]
-    assert moved[1].flatten(0, 1)[:, 0].tolist() == [*range(102, 116), 115, 115]
-
-
 def test_warm_start_takes_part_and_helps():
     """Catches a last plan that is not among the candidates."""
     toy = Toy(target())
@@ -252,19 +233,13 @@ def test_uncoded_dimensions_stay():
     assert not plan_one(planner(), Toy(target())).actions[..., 3:5].any()
 
 
-def aim(spec: Spec) -> torch.Tensor:
-    """(M, A): towards the upper end of every dimension."""
-    low, high = torch.from_numpy(spec.action_low), torch.from_numpy(spec.action_high)
-    return (low + 0.9 * (high - low)).expand(M, -1)
-
-
 def test_two_grippers_anywhere_and_ranges_of_their_own():
     """Catches noise in a gripper, one that goes anywhere but to its ends, hands that only ever switch together, and
     noise that is as large in a narrow dimension as in a wide one."""
-    toy = Toy(aim(TWO_HANDS), spec=TWO_HANDS, coefs=(4, 4))
+    toy = Toy(aim(UNEVEN, M), spec=UNEVEN, coefs=(4, 4))
     toy.propose = lambda cache, n, temperature, generators, joint: toy.rest.expand(1, n, M, -1)
     plan = plan_one(planner(candidates=64, iterations=3, flip=0.3), toy)
-    low, high = TWO_HANDS.action_low, TWO_HANDS.action_high
+    low, high = UNEVEN.action_low, UNEVEN.action_high
     assert (plan.actions >= low).all() and (plan.actions <= high).all()
     for hand in (0, 3):
         assert set(np.unique(plan.actions[..., hand])) == {low[hand], high[hand]}
@@ -277,25 +252,15 @@ def test_two_grippers_anywhere_and_ranges_of_their_own():
 
 def test_no_gripper():
     """Catches a last dimension that is taken for a gripper."""
-    plan = plan_one(planner(iterations=3), Toy(aim(NO_HAND), spec=NO_HAND, coefs=(4, 4, 4)))
+    plan = plan_one(planner(iterations=3), Toy(aim(NO_HAND, M), spec=NO_HAND, coefs=(4, 4, 4)))
     assert len(np.unique(plan.actions[..., -1])) > 10 and plan.value > plan.scores[0]
-
-
-def test_what_follows_a_chunk_is_rest_with_the_last_grip():
-    """Catches an arm that goes on moving in the second model step, or a hand that lets go there."""
-    space = ActionSpace.of(TWO_HANDS, 4, M)
-    chunk = aim(TWO_HANDS).clone()
-    chunk[:, 0], chunk[:, 3] = 0.08, 0.0
-    held = space.hold(chunk[None], 3)
-    assert held.shape == (1, 3, M, 4) and torch.equal(held[0, 0], chunk)
-    torch.testing.assert_close(held[0, 1:], torch.tensor([0.08, 0.0, 2.0, 0.0]).expand(2, M, 4))
 
 
 @pytest.mark.parametrize("coefs", [4, (4, 4), None], ids=str)
 def test_coefficients_are_one_number_a_list_or_the_tokenizers(coefs):
     """Catches a list that is counted off over the grippers too."""
-    space = planner(coefs=coefs, candidates=8)._coefs(Toy(aim(TWO_HANDS), spec=TWO_HANDS, coefs=(4, 4)))
-    free = ActionSpace.of(TWO_HANDS, space, M).free
+    space = planner(coefs=coefs, candidates=8)._coefs(Toy(aim(UNEVEN, M), spec=UNEVEN, coefs=(4, 4)))
+    free = ActionSpace.of(UNEVEN, space, M).free
     assert free.shape == (M, 2) and free.sum(0).tolist() == [4, 4] and free[:4].all()
 
 

@@ -35,7 +35,7 @@ def counterfactuals(world, text, make_episode) -> list[Counterfactual]:
 def test_a_true_imagination_finds_every_future(world, counterfactuals, monkeypatch):
     """Catches rows and columns turned round, or distances of which the largest wins."""
 
-    def know(cache, actions, decode="parallel") -> Imagination:
+    def know(cache, actions, strides) -> Imagination:
         """The imagination of a model that knows what follows: what the simulator showed."""
         each = next(c for c in counterfactuals if np.array_equal(c.actions, actions[0, :, 0].numpy()))
         images = {name: torch.from_numpy(view) for name, view in each.observations.images.items()}
@@ -47,14 +47,14 @@ def test_a_true_imagination_finds_every_future(world, counterfactuals, monkeypat
     imagine = world.imagine
     monkeypatch.setattr(world, "imagine", know)
     torch.nn.init.constant_(world.vision.gate.bias, 50.0)  # every copy stays what it is, and it is the truth
-    found = fidelity._retrieval(world, counterfactuals)
+    found = fidelity._retrieval(world, counterfactuals, 8)
     assert found["retrieval_at_1"] == found["retrieval_by_state"] == found["retrieval_by_pixels"] == 1.0
     assert found["displacement_r"] == 1.0 and found["retrievals"] == 10 and found["retrieval_chance"] == 0.2
 
 
 def test_an_untrained_imagination_does_not(world, counterfactuals):
     """Catches a comparison of the truth with itself."""
-    assert fidelity._retrieval(world, counterfactuals)["retrieval_at_1"] < 0.8
+    assert fidelity._retrieval(world, counterfactuals, 8)["retrieval_at_1"] < 0.8
 
 
 def test_all_figures(world, dataset, counterfactuals):

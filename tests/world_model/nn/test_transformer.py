@@ -187,20 +187,6 @@ def test_head_dim_of_its_own():
         TransformerConfig(width=32, num_heads=4, num_kv_heads=2, head_dim=7)
 
 
-def test_equals_qwen3_of_transformers(transformer):
-    """Catches any other arithmetic than Qwen3's; runs only where `transformers` is installed."""
-    hf = pytest.importorskip("transformers")
-    config = hf.Qwen3Config(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, rms_norm_eps=CONFIG.norm_eps, rope_theta=CONFIG.rope_base,
-        tie_word_embeddings=True, attn_implementation="eager",
-    )  # fmt: skip
-    theirs = hf.Qwen3ForCausalLM(config).eval()
-    theirs.load_state_dict({f"model.{k}": v for k, v in transformer.state_dict().items()}, strict=False)
-    h, _ = transformer(transformer.embed(ids()), torch.arange(12))
-    torch.testing.assert_close(transformer.logits(h, slice(0, VOCAB)), theirs(ids()).logits, atol=1e-4, rtol=1e-3)
-
-
 def test_shape_errors_name_the_shape(transformer):
     """Catches a wrong shape that would broadcast or fail deep inside."""
     x = transformer.embed(ids())

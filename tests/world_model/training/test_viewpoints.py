@@ -143,7 +143,7 @@ def test_shifted_windows_keep_their_poses(told):
     config = CameraPose((0.8, 0.0, 0.8), (0.0, 0.0, 0.0), 40.0)
     augment = Augmentation(share=1.0, hue=0.0, gain=(1.0, 1.0), shift=0.1, poses={"front": config}, attached=("hand",))
     change, chosen = augment.draw(4, torch.Generator().manual_seed(0)), choice([0] * 4, [1] * 4)
-    plain, moved = dataset.batch(STARTS, 2, choice=chosen), dataset.batch(STARTS, 2, change, chosen)
+    plain, moved = dataset.batch(STARTS, 2, choice=chosen), dataset.batch(STARTS, 2, change, choice=chosen)
     torch.testing.assert_close(moved.pose, plain.pose)
     torch.testing.assert_close(moved.view_pose, plain.view_pose)
     assert not torch.equal(moved.view, plain.view) and not torch.equal(moved.keypoints, plain.keypoints)

@@ -1,4 +1,8 @@
-"""Whether the packages that Python finds are ours. Imports nothing of ours: it runs before they are imported."""
+"""Whether the packages that Python finds are ours: what hides one of them is named.
+
+Standard library alone, and loaded by its path where a package of ours begins (`runpy.run_path`): by its name it would
+be looked for in the very package that may be the user's.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,15 @@ import importlib.util
 import sys
 from pathlib import Path
 
-PACKAGES = ("agent", "envs", "policies", "world_model")  # `configs` is found by its path, whatever its name hides
 
-
-def check_packages() -> None:
-    """ImportError of one line where a package of another place has the name of one of ours.
+def check_packages(*names: str) -> None:
+    """ImportError of one line where one of these packages of ours is hidden by one of another place.
 
     A user's own folder `envs` in the working directory comes first on Python's path, and what fails then (gymnasium
     finds no namespace `nextstate`, a module is missing) does not say why. Ends the program where `python -m` called.
     """
-    home = Path(__file__).resolve().parents[2]
-    for name in PACKAGES:
+    home = Path(__file__).resolve().parents[1]
+    for name in names:
         place = _place(name)
         if place is None or place.parent == home:
             continue

@@ -1,0 +1,32 @@
+"""What candidates are made from: the smooth basis, the rest of a last plan, what follows a chunk."""
+
+import torch
+
+from agent.planning.candidates import ActionSpace, dct_basis, shift
+from tests.robots import UNEVEN, aim
+
+M = 8
+
+
+def test_dct_is_orthonormal():
+    """Catches a basis that changes the size of the noise with frequency."""
+    basis = dct_basis(M)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(M), atol=1e-5, rtol=0)
+
+
+def test_shift_moves_the_plan_on():
+    """Catches a warm start that repeats what was already done."""
+    future = torch.arange(2 * M).float()[:, None].expand(-1, 3).reshape(1, 2, M, 3)
+    moved = shift(torch.cat([future, 100 + future]), 2)
+    assert moved[0].flatten(0, 1)[:, 0].tolist() == [*range(2, 16), 15, 15]
+    assert moved[1].flatten(0, 1)[:, 0].tolist() == [*range(102, 116), 115, 115]
+
+
+def test_what_follows_a_chunk_is_rest_with_the_last_grip():
+    """Catches an arm that goes on moving in the second model step, or a hand that lets go there."""
+    space = ActionSpace.of(UNEVEN, 4, M)
+    chunk = aim(UNEVEN, M).clone()
+    chunk[:, 0], chunk[:, 3] = 0.08, 0.0
+    held = space.hold(chunk[None], 3)
+    assert held.shape == (1, 3, M, 4) and torch.equal(held[0, 0], chunk)
+    torch.testing.assert_close(held[0, 1:], torch.tensor([0.08, 0.0, 2.0, 0.0]).expand(2, M, 4))
