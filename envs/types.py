@@ -32,7 +32,7 @@ class CameraSpec:
     name: str
     height: int
     width: int
-    posed: bool = False
+    posed: bool = field(default=False, compare=False)  # the same camera with or without
 
 
 @dataclass(frozen=True)

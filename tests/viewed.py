@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from envs.data.camera import CameraPose, pose_matrix
+from envs.data.camera import CameraPose, project
 from envs.types import ActionSpec, CameraSpec, Episode, Spec, StateSpec
 from tests.robots import made_up
 
@@ -25,8 +25,7 @@ PLACES = {"left": LEFT, "top": TOP}
 
 def draw(pose: np.ndarray, points: np.ndarray, size: int = 32, half: int = 6) -> np.ndarray:
     """What a camera at poses (n, 8) sees of a block at points (n, 3), (n, size, size, 3) u8. half: of it, in pixels."""
-    seen = (pose_matrix(pose, size, size) @ np.append(points, np.ones((len(points), 1)), axis=1)[..., None])[..., 0]
-    row, column = (seen[:, i, None, None] / seen[:, 2, None, None] for i in (0, 1))
+    row, column = project(pose, points[:, None], size, size)[:, 0].T[..., None, None]  # (n, 1, 1) each
     away = np.maximum(abs(np.arange(size)[:, None] - row), abs(np.arange(size) - column))  # (n, size, size)
     return np.where(away[..., None] < half, (255, 200, 40), (0, 0, 60)).astype(np.uint8)
 

@@ -571,7 +571,7 @@ def _check_parts(spec: Spec, vocab: Vocab, frames: ImageTokenizer, actions: Acti
     """ValueError where the tokenizers are of another robot or of another size than the vocabulary."""
     if frames.vision_size != vocab.vision.size:
         raise ValueError(f"{frames.vision_size} image codes do not fit a vision block of {vocab.vision.size} ids")
-    if not frames.config.fits(spec.cameras):
+    if frames.config.cameras != spec.cameras:
         raise ValueError(f"the image tokenizer is of the cameras {frames.config.cameras}, the robot has {spec.cameras}")
     coded = (actions.low, actions.high, actions.grippers)
     theirs = (tuple(part.low for part in spec.action), tuple(part.high for part in spec.action), spec.grippers)

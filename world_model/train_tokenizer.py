@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,11 +26,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from envs.data.augmentation import Augmentation, Change
+from envs.data.camera import project
 from envs.data.files import to_json, write_json, write_whole
 from envs.data.fingerprint import fingerprint, require_same
 from envs.data.settings import from_settings
 from envs.data.store import EpisodeError, EpisodeStore
-from envs.types import CameraSpec, Episode, Spec
+from envs.types import POSE, CameraSpec, Episode, Spec
 from world_model.metrics import pictures, reconstruction
 from world_model.metrics.reconstruction import Reconstruction
 from world_model.nn.device import choose_device, choose_precision
@@ -69,6 +70,7 @@ class TrainConfig:
     learning_rate: float
     warmup: int
     frames_per_episode: int
+    frames_per_view: int
     held_out: int
     motion_weight: float
     object_weight: float
@@ -87,7 +89,8 @@ class TrainConfig:
         for name in ("steps", "batch", "frames_per_episode", "measured_episodes", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup", "motion_weight", "object_weight", "object_radius", "checkpoint_seconds", "seed"):
+        weights = ("motion_weight", "object_weight", "object_radius")
+        for name in ("frames_per_view", "warmup", *weights, "checkpoint_seconds", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
@@ -98,39 +101,48 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Frames:
-    """A sample of the training episodes' images, in memory; n moments of e episodes."""
+    """A sample of the training episodes' images, in memory; n moments of e episodes. One that is seen from elsewhere
+    too, with a view in a camera's place, is another episode here."""
 
     spec: Spec
     images: dict[str, torch.Tensor]  # camera -> (n, h, w, 3) u8
     means: dict[str, torch.Tensor]  # camera -> (e, h, w, 3) u8, of each episode
     keypoints: torch.Tensor  # (n, k, 3) f32, metres, NaN where there are none
     episode: torch.Tensor  # (n,) i64
+    poses: dict[str, np.ndarray]  # camera -> (n, 8) f32, `POSE`, NaN where nobody knows
 
     def __len__(self) -> int:
         return len(self.episode)
 
 
 def load_frames(config: TrainConfig, found: list[Source]) -> Frames:
-    """Read `frames_per_episode` moments of each training episode, one at random from each equal stretch of time.
+    """Read `frames_per_episode` moments of each training episode, one at random from each equal stretch of time, and
+    `frames_per_view` of each of its views, in the place of the first camera of its size.
 
     ValueError where episodes are of different robots.
     """
     rng = np.random.default_rng(config.seed)
     images: dict[str, list[np.ndarray]] = {}
     means: dict[str, list[np.ndarray]] = {}
+    poses: dict[str, list[np.ndarray]] = {}
     keypoints, numbers, specs = [], [], []
     for source in found:
         for episode in source.each():
             specs.append((episode.spec, str(source.store.root)))
             common_spec([specs[0], specs[-1]])
-            count = len(episode.state)
-            edges = np.linspace(0, count, min(config.frames_per_episode, count) + 1)
-            pick = rng.uniform(edges[:-1], edges[1:]).astype(int)
-            for name, recorded in episode.images.items():
-                images.setdefault(name, []).append(recorded[pick])
-                means.setdefault(name, []).append(recorded.mean(0, dtype=np.float32).astype(np.uint8)[None])
-            keypoints.append(episode.keypoints[pick])
-            numbers.append(np.full(len(pick), len(numbers)))
+            seen = [episode, *(_from_elsewhere(episode, view) for view in episode.views if config.frames_per_view)]
+            for each in seen:
+                count = len(each.state)
+                wanted = config.frames_per_episode if each is episode else config.frames_per_view
+                edges = np.linspace(0, count, min(wanted, count) + 1)
+                pick = rng.uniform(edges[:-1], edges[1:]).astype(int)
+                unknown = np.full((count, len(POSE)), np.nan, np.float32)
+                for name, recorded in each.images.items():
+                    images.setdefault(name, []).append(recorded[pick])
+                    means.setdefault(name, []).append(recorded.mean(0, dtype=np.float32).astype(np.uint8)[None])
+                    poses.setdefault(name, []).append(each.poses.get(name, unknown)[pick])
+                keypoints.append(each.keypoints[pick])
+                numbers.append(np.full(len(pick), len(numbers)))
 
     def joined(parts: list[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(parts))
@@ -138,7 +150,21 @@ def load_frames(config: TrainConfig, found: list[Source]) -> Frames:
     return Frames(
         common_spec(specs), {name: joined(parts) for name, parts in images.items()},
         {name: joined(parts) for name, parts in means.items()}, joined(keypoints), joined(numbers),
+        {name: np.concatenate(parts) for name, parts in poses.items()},
     )  # fmt: skip
+
+
+def _from_elsewhere(episode: Episode, view: str) -> Episode:
+    """The episode with a view in the place of the first camera of its size. ValueError where there is none."""
+    size = episode.views[view].shape[1:3]
+    camera = next((c.name for c in episode.spec.cameras if (c.height, c.width) == size), None)
+    if camera is None:
+        raise ValueError(
+            f"the view `{view}` of the episode of seed {episode.seed} has {size[0]} x {size[1]} pixels, as no camera "
+            "has: leave `frames_per_view` at 0, or draw views of a camera's size"
+        )
+    poses = {**episode.poses, camera: episode.poses[view]}
+    return replace(episode, images={**episode.images, camera: episode.views[view]}, poses=poses)
 
 
 def pixel_weights(config: TrainConfig, images: torch.Tensor, mean: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -155,13 +181,18 @@ def pixel_weights(config: TrainConfig, images: torch.Tensor, mean: torch.Tensor,
 
 
 def keypoint_places(
-    augment: Augmentation, camera: CameraSpec, change: Change, keypoints: torch.Tensor
-) -> torch.Tensor:  # fmt: skip
+    augment: Augmentation, camera: CameraSpec, change: Change, keypoints: torch.Tensor, told: np.ndarray | None = None
+) -> torch.Tensor:
     """Where a camera sees keypoints (n, k, 3) after a change: (n, k, 2) pixels, far outside for those that are not
-    there; none, (n, 0, 2), for a camera whose pose is not known."""
+    there; none, (n, 0, 2), for a camera that the settings do not know. told: its poses then (n, 8), NaN where nobody
+    knows, and the settings' stands in."""
     if camera.name not in augment.poses:
         return torch.empty(len(keypoints), 0, 2)
-    places = augment.poses[camera.name].project(change.points(keypoints).numpy(), camera.height, camera.width)
+    points = change.points(keypoints).numpy()
+    places = augment.poses[camera.name].project(points, camera.height, camera.width)
+    if told is not None and np.isfinite(told).any():
+        own = project(told, points, camera.height, camera.width)
+        places = np.where(np.isfinite(told).all(-1)[:, None, None], own, places)
     return torch.from_numpy(np.nan_to_num(places, nan=-1e3)).float()
 
 
@@ -176,12 +207,12 @@ def batch_loss(
     change, episode = augment.draw(config.batch, rng), frames.episode[pick]
     total = torch.zeros((), device=device)
     for camera in frames.spec.cameras:
-        name = camera.name
+        name, told = camera.name, frames.poses[camera.name][pick.numpy()]
         views = (frames.images[name][pick], frames.means[name][episode])
-        true, mean = (to_unit(change.images(name, view.to(device))) for view in views)
+        true, mean = (to_unit(change.images(name, view.to(device), told)) for view in views)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
             again = tokenizer(true, name)
-        places = keypoint_places(augment, camera, change, frames.keypoints[pick]).to(device)
+        places = keypoint_places(augment, camera, change, frames.keypoints[pick], told).to(device)
         weights = pixel_weights(config, true, mean, places)
         total = total + ((again.float() - true).square().mean(-1) * weights).mean()
     return total

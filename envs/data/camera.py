@@ -66,6 +66,13 @@ def pose_matrix(poses: np.ndarray, height: int, width: int) -> np.ndarray:
     return lens @ np.concatenate([axes, -axes @ poses[..., :3, None]], axis=-1)
 
 
+def project(poses: np.ndarray, points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Where cameras at poses (n, 8) see points (n, k, 3), in metres: (n, k, 2), as `CameraPose.project`."""
+    matrix = pose_matrix(poses, height, width)
+    seen = points @ matrix[..., :3].swapaxes(-1, -2) + matrix[:, None, :, 3]
+    return seen[..., :2] / seen[..., 2:]
+
+
 def shift_scene(images: torch.Tensor, matrix: np.ndarray, shift: torch.Tensor, ground: float) -> torch.Tensor:
     """What a camera would have seen with the whole scene moved along x and y, robot included, and the camera not.
 

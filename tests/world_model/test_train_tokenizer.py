@@ -17,6 +17,7 @@ from envs.data.store import EpisodeError, EpisodeStore
 from envs.sim.table import SPEC, TABLE_HEIGHT
 from envs.types import Episode
 from tests.robots import ARM, HANDS, made_up
+from tests.viewed import viewed
 from world_model import train_tokenizer as command
 from world_model.tokens.images import ImageTokenizer
 from world_model.training.sources import open_sources
@@ -56,8 +57,8 @@ def config(tmp_path: Path) -> command.TrainConfig:
     return command.TrainConfig(
         data=(str(tmp_path / "data"),), out=str(tmp_path / "out"),
         tokenizer=command.TokenizerSettings((5, 4, 4), 16, 1, 1), augment=AUGMENT,
-        steps=8, batch=4, learning_rate=3e-3, warmup=2, frames_per_episode=6, held_out=3, motion_weight=3.0,
-        object_weight=6.0, object_radius=4.5, measured_episodes=2,
+        steps=8, batch=4, learning_rate=3e-3, warmup=2, frames_per_episode=6, frames_per_view=0, held_out=3,
+        motion_weight=3.0, object_weight=6.0, object_radius=4.5, measured_episodes=2,
         checkpoint_seconds=0.0, seed=0, threads=1,
         precision="fp32", device="auto", wandb="disabled",
     )  # fmt: skip
@@ -185,6 +186,32 @@ def test_keypoints_count_where_the_pose_is_known(config: command.TrainConfig):
     expected = POSE.project(change.points(points)[:, 0].numpy(), 64, 64)
     np.testing.assert_allclose(main[:, 0].numpy(), expected, atol=1e-3)
     assert (main[:, 1:] < -100).all()
+
+
+def test_views_are_read_in_the_place_of_their_camera(config: command.TrainConfig, tmp_path: Path):
+    """Catches views that the tokenizer never sees, that are compared with another place's mean, or whose keypoints are
+    looked for where another camera sees them."""
+    store = EpisodeStore(tmp_path / "viewed")
+    for seed in range(2):
+        store.write(viewed(seed), f"episode-{seed}")
+    config = replace(config, frames_per_episode=5, frames_per_view=3, data=(str(store.root),))
+    found = open_sources({"data": config.data})
+    frames = command.load_frames(config, found)
+    assert len(frames) == 2 * (5 + 2 * 3) and len(frames.means["front"]) == 2 * 3
+    own, left, top = (frames.episode == number for number in range(3))
+    first = viewed(0)
+    for rows, images, name in ((own, first.images["front"], "front"), (top, first.views["top"], "top")):
+        assert (frames.images["front"][rows] == torch.from_numpy(images[:1])).all()
+        np.testing.assert_array_equal(frames.poses["front"][rows.numpy()][0], first.poses[name][0])
+    assert torch.equal(frames.means["hand"][0], frames.means["hand"][2]) and left.sum() == 3
+    augment = replace(AUGMENT, shift=0.0, poses={"front": POSE})
+    change = augment.draw(3, torch.Generator().manual_seed(0))
+    places = command.keypoint_places(
+        augment, first.spec.cameras[0], change, frames.keypoints[top], frames.poses["front"][top.numpy()]
+    )
+    bright = np.argwhere(frames.images["front"][top][0, ..., 0].numpy() > 150).mean(0)
+    np.testing.assert_allclose(places[0, 0].numpy(), bright, atol=1.0)
+    assert len(command.load_frames(replace(config, frames_per_view=0), found)) == 2 * 5
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"held_out": 1}, {"learning_rate": 0.0}, {"object_radius": -1.0}])

@@ -27,6 +27,7 @@ def losses(model: WorldModel, dataset: EpisodeDataset, starts: np.ndarray, steps
     """Nats an id of every kind, and of the next image when the executed actions are another window's. Of actions only
     where an expert was asked."""
     sums: dict[str, float] = {}
+    windows: dict[str, int] = {}  # a batch may lack views
     for part in np.array_split(starts, max(1, len(starts) // BATCH)):
         batch = dataset.batch(part, steps, choice=Choice.all_drawn(len(part))).to(model.device)
         other = replace(batch, action=batch.action.roll(1, 0))
@@ -34,9 +35,10 @@ def losses(model: WorldModel, dataset: EpisodeDataset, starts: np.ndarray, steps
         figures = {"loss": found.total, **{f"{k}_nats": v for k, v in found.parts.items()}}
         figures["next_image_nats_shuffled"] = batch_losses(model, other).parts["next_image"]
         for name, value in figures.items():
-            sums[name] = sums.get(name, 0.0) + float(value) * len(part) / len(starts)
+            sums[name] = sums.get(name, 0.0) + float(value) * len(part)
+            windows[name] = windows.get(name, 0) + len(part)
     untold = () if dataset.has_expert.any() else {f"{name}_nats" for name in FROM_EXPERT}
-    return {name: value for name, value in sums.items() if name not in untold}
+    return {name: value / windows[name] for name, value in sums.items() if name not in untold}
 
 
 def evaluate(model: WorldModel, dataset: EpisodeDataset, count: int = 256) -> dict:

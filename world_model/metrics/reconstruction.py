@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from envs.data.camera import CameraPose
+from envs.data.camera import CameraPose, project
 from envs.types import Episode
 from world_model.metrics.images import psnr
 from world_model.metrics.silhouettes import compare_objects
@@ -68,8 +68,8 @@ def bound_of(name: str) -> Bound | None:
 def evaluate(
     episode: Episode, tokenizer: ImageTokenizer, poses: Mapping[str, CameraPose], stride: int = 1
 ) -> Reconstruction:
-    """All figures of one episode. poses: of the cameras in which objects are looked for. stride: only every n-th image
-    is decoded; all are encoded.
+    """All figures of one episode. poses: of the cameras in which objects are looked for; an episode's own counts where
+    it tells it. stride: only every n-th image is decoded; all are encoded.
 
     Of each camera: psnr in dB, and still_kept, the share of static patches that keep their id. Of one whose pose is
     known also what `silhouettes.compare_objects` finds.
@@ -82,7 +82,10 @@ def evaluate(
         named[f"{camera.name}_psnr"] = psnr(images[::stride], again)
         named[f"{camera.name}_still_kept"] = still_kept(images, ids.cpu().numpy())
         if camera.name in poses and episode.spec.keypoints:
-            places = poses[camera.name].project(episode.keypoints[::stride], camera.height, camera.width)  # (t, n, 2)
+            size, points = (camera.height, camera.width), episode.keypoints[::stride]
+            told = episode.poses.get(camera.name, np.full((1, 1), np.nan))[::stride]
+            known = np.isfinite(told).all()
+            places = project(told, points, *size) if known else poses[camera.name].project(points, *size)  # (t, n, 2)
             found = compare_objects(images[::stride], again, places)
             named |= {f"{camera.name}_{name}": values for name, values in found.items()}
     sums = {name: float(np.sum(values)) for name, values in named.items()}

@@ -67,11 +67,6 @@ class ImageConfig:
         if self.width < 8 or self.width % 2:
             raise ValueError(f"`width` must be even and at least 8, got {self.width}")
 
-    def fits(self, cameras: tuple[CameraSpec, ...]) -> bool:
-        """Whether these are its cameras; whether they tell their pose is nothing to an image."""
-        ours, theirs = ([(c.name, c.height, c.width) for c in each] for each in (self.cameras, cameras))
-        return ours == theirs
-
 
 class PatchBlock(nn.Module):
     """A residual layer within each patch: (..., width) -> the same."""

@@ -154,7 +154,7 @@ class EpisodeDataset:
             return torch.from_numpy(array[index]).to(dtype)
 
         images, pose = {name: array[at] for name, array in self.images.items()}, self.pose[at]
-        told = self.layout.pose_slices
+        told = layout.pose_slices
 
         def encode(name: str, recorded: np.ndarray, poses: np.ndarray | None) -> Tensor:
             seen = torch.from_numpy(recorded).to(self.frames.device)
@@ -163,7 +163,7 @@ class EpisodeDataset:
         views, drawn = self.views.count[starts], 0
         view, view_pose = torch.zeros(len(starts), 0, 0, dtype=wide), np.zeros((len(starts), 0, POSE_IDS), np.float32)
         if choice is not None and views.any():
-            place, (shown, wanted) = self.layout.view_camera, choice.of(views)
+            place, (shown, wanted) = layout.view_camera, choice.of(views)
             own = images[place], pose[..., told[place]].copy()
             images[place], pose[..., told[place]] = self.views.seen(at, shown, *own)
             if choice.draws:
@@ -172,7 +172,7 @@ class EpisodeDataset:
                 view = encode(place, recorded, view_pose)
         view_valid = (views > 0)[:, None] & (rows <= last)[:, :drawn] & np.isfinite(view_pose).all(-1)
         ids = [encode(name, array, pose[..., told[name]] if name in told else None) for name, array in images.items()]
-        pose, view_pose = self.layout.pose_to_bins(torch.from_numpy(pose)), torch.from_numpy(view_pose)
+        pose, view_pose = layout.pose_to_bins(torch.from_numpy(pose)), torch.from_numpy(view_pose)
         if choice is not None:
             pose = pose.masked_fill(choice.hidden[:, None, None], torch.nan)
         state, keypoints = (gather(array, at, torch.float32) for array in (self.state, self.keypoints))
@@ -194,7 +194,7 @@ class EpisodeDataset:
             next_valid=torch.from_numpy(next_valid.astype(np.float32)),
             has_expert=torch.from_numpy((self.has_expert[at] & (rows < last))[:, :-1].astype(np.float32)),
             view=view,
-            view_pose=self.layout.poses[0].to_bins(view_pose) if drawn else view_pose,
+            view_pose=layout.poses[0].to_bins(view_pose) if drawn else view_pose,
             view_valid=torch.from_numpy(view_valid.astype(np.float32)),
         )
 

@@ -106,7 +106,7 @@ def new_model(
     and action tokenizers."""
     spec, chunk, folder = fit_ranges(spec, [e.state for e in episodes]), config.chunk or CHUNK, config.tokenizer
     frames = frame_tokenizer(folder or TOKENIZER, device)
-    if not frames.config.fits(spec.cameras):
+    if frames.config.cameras != spec.cameras:
         raise ValueError(
             f"the image tokenizer {folder or TOKENIZER} is of the cameras {_shown(frames.config.cameras)}, the "
             f"episodes are of {_shown(spec.cameras)}: train one on these episodes"

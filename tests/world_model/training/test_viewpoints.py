@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from envs.data.augmentation import Augmentation, Change
-from envs.data.camera import CameraPose, pose_matrix
+from envs.data.camera import CameraPose, project
 from tests.robots import made_up
 from tests.viewed import FRONT, ROBOT, draw, viewed
 from world_model.training.dataset import EpisodeDataset
@@ -131,8 +131,8 @@ def test_the_scene_moves_in_every_picture_by_its_own_pose(name):
     picture = torch.from_numpy(draw(pose, block, half=3))
     moved = change.images("front", picture, pose)
     bright = np.argwhere(moved[0, ..., 0].numpy() > 120).mean(0)
-    seen = pose_matrix(pose[0], 32, 32) @ np.append(block[0] + [0.06, -0.05, 0], 1.0)
-    np.testing.assert_allclose(bright, seen[:2] / seen[2], atol=0.7)
+    seen = project(pose, block[None] + [0.06, -0.05, 0], 32, 32)[0, 0]
+    np.testing.assert_allclose(bright, seen, atol=0.7)
     untold = change.images("front", picture, np.full((1, 8), np.nan, np.float32))
     assert torch.equal(untold, change.images("front", picture)) and not torch.equal(untold, moved)
 
@@ -143,7 +143,7 @@ def test_shifted_windows_keep_their_poses(told):
     config = CameraPose((0.8, 0.0, 0.8), (0.0, 0.0, 0.0), 40.0)
     augment = Augmentation(share=1.0, hue=0.0, gain=(1.0, 1.0), shift=0.1, poses={"front": config}, attached=("hand",))
     change, chosen = augment.draw(4, torch.Generator().manual_seed(0)), choice([0] * 4, [1] * 4)
-    plain, moved = dataset.batch(STARTS, 2, choice=chosen), dataset.batch(STARTS, 2, change, chosen)
+    plain, moved = dataset.batch(STARTS, 2, choice=chosen), dataset.batch(STARTS, 2, change, choice=chosen)
     torch.testing.assert_close(moved.pose, plain.pose)
     torch.testing.assert_close(moved.view_pose, plain.view_pose)
     assert not torch.equal(moved.view, plain.view) and not torch.equal(moved.keypoints, plain.keypoints)
