@@ -42,7 +42,7 @@ class SimState:
     the first step of an episode differs (see `ArmController`).
 
     episode: what it is a state of; it can be loaded there only. Another environment that was reset to the same episode
-        (task, split and seed) is as good, also in another process.
+        (task, split and seed; the look does not matter) is as good, also in another process.
     warnings: MuJoCo's counts so far.
     """
 
@@ -95,20 +95,27 @@ class Tabletop(gym.Env):
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         """Start an episode. The same seed and split give the same episode, bit for bit.
 
-        options: {"split": one of SPLITS} for this episode alone. ValueError for any other.
+        options, for this episode alone: "split", one of SPLITS, and "look", 0 (the default) for the episode's own and
+        any other whole number for another one: what is seen differs (textures, colours, light, cameras) and what
+        happens does not, so a state that was saved under one look can be loaded under another. ValueError for any
+        other option or value.
         """
         options = dict(options or {})
-        split = options.pop("split", self.split)
+        split, look = options.pop("split", self.split), options.pop("look", 0)
         check_split(split)
+        if isinstance(look, bool) or not isinstance(look, int | np.integer) or not 0 <= look < 2**31:
+            raise ValueError(f"the option `look` must be a whole number from 0 on, got {look!r}")
         if options:
-            raise ValueError(f"reset takes the option `split`, got {', '.join(map(repr, options))}")
+            raise ValueError(f"reset takes the options `split` and `look`, got {', '.join(map(repr, options))}")
         super().reset(seed=seed)
         self._episode, self._closed = "", False
         # the split is part of the seed, so `seen` never repeats an episode of `train`
         drawn = int(self.np_random.integers(2**31))
         rng = np.random.default_rng([SPLITS.index(split), drawn])
+        # from 1 on: numpy gives a list that ends in 0 the stream of the list without it
+        look_rng = np.random.default_rng([SPLITS.index(split), drawn, 1 + int(look)])
         try:
-            self._begin(rng, unseen=split == "unseen")
+            self._begin(rng, look_rng, unseen=split == "unseen")
         except Exception:
             self._built = self._controller = None  # half made: what needs an episode shall say that there is none
             raise
@@ -116,10 +123,11 @@ class Tabletop(gym.Env):
         self._episode = " ".join(filter(None, (type(self).__name__, self.variant, split, f"{drawn:010d}")))
         return self.observe(), self._info()
 
-    def _begin(self, rng: np.random.Generator, unseen: bool) -> None:
-        """Draw an episode, compile its model and bring the simulation to its first state."""
-        look = Look.draw(rng, unseen)
+    def _begin(self, rng: np.random.Generator, look_rng: np.random.Generator, unseen: bool) -> None:
+        """Draw an episode and how it looks, compile its model and bring the simulation to its first state."""
         self._draw(rng, unseen)
+        look = Look.draw(look_rng, unseen)
+        self._draw_look(look_rng, unseen)
 
         def edit(xml: str) -> str:
             root = ElementTree.fromstring(xml)
@@ -237,7 +245,10 @@ class Tabletop(gym.Env):
         raise NotImplementedError
 
     def _draw(self, rng: np.random.Generator, unseen: bool) -> None:
-        """Draw what varies between episodes."""
+        """Draw what varies between episodes: sizes, places, whatever the motion depends on."""
+
+    def _draw_look(self, rng: np.random.Generator, unseen: bool) -> None:
+        """Draw what varies between looks of one episode: colours, nothing that the motion depends on."""
 
     def _edit(self, root: ElementTree.Element) -> None:
         """Write what was drawn into the MJCF tree."""

@@ -56,6 +56,8 @@ class FoldHalf(Tabletop):
         self._yaw = rng.uniform(-0.5, 0.5)
         scale = rng.choice([rng.uniform(0.84, 0.89), rng.uniform(1.06, 1.12)]) if unseen else rng.uniform(0.9, 1.05)
         self._spacing = 0.03 * scale
+
+    def _draw_look(self, rng: np.random.Generator, unseen: bool) -> None:
         # training hues run from yellow to blue, unseen ones from purple to red
         hue = rng.uniform(0.78, 1.0) if unseen else rng.uniform(0.12, 0.68)
         self._color = colorsys.hsv_to_rgb(hue, rng.uniform(0.5, 0.9), rng.uniform(0.5, 0.95))

@@ -37,6 +37,8 @@ class Lift(Tabletop):
         self._yaw = rng.uniform(-np.pi, np.pi)
         half = rng.choice([rng.uniform(0.017, 0.019), rng.uniform(0.024, 0.0255)]) if unseen else None
         self._half = rng.uniform(0.020, 0.023) if half is None else float(half)
+
+    def _draw_look(self, rng: np.random.Generator, unseen: bool) -> None:
         hue = rng.uniform(0.3, 0.8) if unseen else rng.uniform(-0.05, 0.08) % 1
         self._color = colorsys.hsv_to_rgb(hue, rng.uniform(0.75, 1.0), rng.uniform(0.6, 0.95))
 

@@ -108,6 +108,39 @@ def test_a_state_names_its_variant():
         rubbed.close()
 
 
+@pytest.mark.parametrize("make", [Lift, FoldHalf])
+def test_looks_of_one_episode(make):
+    """A look that reaches into the physics: a state shown again under another look would be one that never was, and
+    its labels wrong. Looks that are all the same would teach nothing."""
+    env, actions = make(), np.random.default_rng(0).uniform(-1, 1, (6, 7)).astype(np.float32)
+    own, motions, pictures = None, [], []
+    try:
+        for look in (None, 0, 1, 2, 1):
+            obs, _ = env.reset(seed=3, options={} if look is None else {"look": look})
+            own = own or env.save_state()
+            motion = [env.save_state().physics]
+            for action in actions:
+                env.advance(action)
+                motion.append(env.save_state().physics)
+            pictures.append((obs["main"], env.observe()["main"]))
+            env.load_state(own)
+            assert np.array_equal(env.observe()["main"], obs["main"])
+            motions.append(np.stack(motion))
+    finally:
+        env.close()
+    assert all(np.array_equal(motion, motions[0]) for motion in motions)
+    none, zero, one, two, again = map(np.array, pictures)
+    assert np.array_equal(none, zero) and np.array_equal(one, again)
+    assert not np.array_equal(zero, one) and not np.array_equal(one, two)
+
+
+@pytest.mark.parametrize("options", [{"look": -1}, {"look": 0.5}, {"look": "1"}, {"look": True}, {"looks": 1}])
+def test_a_wrong_option_of_reset_is_named(lift, options):
+    """A typo that silently shows the episode's own look again."""
+    with pytest.raises(ValueError, match="look"):
+        lift.reset(seed=0, options=options)
+
+
 def uses(env: Lift, saved) -> list:
     return [
         env.observe, env.render, lambda: env.render_main(64), env.save_state, lambda: env.load_state(saved), env.scene,

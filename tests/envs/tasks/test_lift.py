@@ -168,7 +168,9 @@ def test_splits_differ():
     for split in ("train", "seen", "unseen"):
         env, cubes = Lift(split=split), []
         for seed in range(30):
-            env._draw(np.random.default_rng([seed, len(split)]), unseen=split == "unseen")
+            rng = np.random.default_rng([seed, len(split)])
+            env._draw(rng, unseen=split == "unseen")
+            env._draw_look(rng, unseen=split == "unseen")
             cubes.append((env._half, *env._color))
         drawn[split] = np.array(cubes)
     assert drawn["seen"][:, 0].min() >= 0.020 and drawn["seen"][:, 0].max() <= 0.023
