@@ -34,7 +34,9 @@ RECORDED_VERSIONS = ("mujoco", "robosuite", "numpy", "gymnasium")
 
 @dataclass(frozen=True)
 class CollectConfig(RunConfig):
-    """out: folder of the episodes."""
+    """out: folder of the episodes. states: keep the simulator's state at every step, where there is one."""
+
+    states: bool = True
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> CollectConfig:
@@ -65,7 +67,7 @@ class CollectConfig(RunConfig):
         )
         if self.policy.learned:
             policy["checkpoint"] = checkpoint_identity(self.policy.checkpoint)["sha256"]
-        return {"env": env, "policy": policy}
+        return {"env": env, "policy": policy} | ({} if self.states else {"states": False})
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class CollectJob:
     def _episodes(self, envs: VectorEnv, seeds: Iterator[int]) -> Iterator[tuple[int, list[Episode]]]:
         env, spec = self.config.env, envs.get_attr("robot_spec")[0]
         policy = make_policy(self.config.policy, env, envs)
-        for run in rollout(envs, policy, seeds, make_expert(env, spec)):
+        for run in rollout(envs, policy, seeds, make_expert(env, spec), states=self.config.states):
             yield run.episode.seed, [run.episode]
 
     def _branches(self, envs: SyncVectorEnv, seeds: Iterator[int]) -> Iterator[tuple[int, list[Episode]]]:
@@ -111,7 +113,7 @@ class CollectJob:
         expert = require_expert(config.env, envs.get_attr("robot_spec")[0])
         uncertainty = uncertainty_of(config.policy.checkpoint) if branching.unsure else None
         for seed in seeds:
-            yield seed, branch(envs, policy, expert, seed, branching, uncertainty)
+            yield seed, branch(envs, policy, expert, seed, branching, uncertainty, config.states)
 
 
 def collect(config: CollectConfig) -> list[Recorded]:

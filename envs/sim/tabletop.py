@@ -7,8 +7,8 @@ Physics, robot and controller (OSC_POSE at 20 Hz) are robosuite's; rendering is 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import gymnasium as gym
@@ -18,11 +18,13 @@ from scipy.spatial.transform import Rotation
 
 from envs.sim import meshes, stability
 from envs.sim.backend import ManipulationEnv
+from envs.sim.cameras import VIEW_SIZE, VIEWS, check_views, pose_of
 from envs.sim.controller import ArmController
 from envs.sim.looks import Look
 from envs.sim.rendering import Renderer
+from envs.sim.state import SimState
 from envs.sim.table import SPEC
-from envs.types import Scene, check_action
+from envs.types import Scene, check_action, pose_key
 
 # Rendered this many times larger, then averaged: cheaper than multisampling. With 2 the edges are jagged, and the frame
 # tokenizer spends its bits on them (0.7 dB, LOG.md).
@@ -32,32 +34,18 @@ CAMERAS = {"main": "main", "wrist": "robot0_eye_in_hand"}  # ours -> the simulat
 # What the state can be, metres and radians, for gymnasium's space: the arm is bolted down, and jaws are this wide.
 # `SPEC` has the ranges that matter, which are narrower and may be left.
 STATE_BOUND = np.array([2, 2, 2, np.pi, np.pi, np.pi, 0.2], np.float32)
+POSE_BOUND = np.array([10, 10, 10, 1, 1, 1, 1, np.pi], np.float32)  # the same of a camera's pose
 RENDER_SIZE = 256  # pixels
 SPLITS = ("train", "seen", "unseen")  # `seen` has the ranges of `train` and other seeds; `unseen` leaves the ranges
-
-
-@dataclass(frozen=True)
-class SimState:
-    """Everything that a step depends on. Physics alone is not enough: the gripper's command builds up over steps, and
-    the first step of an episode differs (see `ArmController`).
-
-    episode: what it is a state of; it can be loaded there only. Another environment that was reset to the same episode
-        (task, split and seed; the look does not matter) is as good, also in another process.
-    warnings: MuJoCo's counts so far.
-    """
-
-    episode: str
-    warnings: np.ndarray
-    physics: np.ndarray
-    gripper_command: np.ndarray
-    task: Any
 
 
 class Tabletop(gym.Env):
     """A gymnasium task on the table; subclasses fill in the methods of the second half.
 
-    Observation: {"main": (64, 64, 3) u8, "wrist": (32, 32, 3) u8, "state": (P,) f32}; action: (A,) in [-1, 1],
-    OSC_POSE deltas (1 = 5 cm, 0.5 rad) and the gripper (-1 opens, 1 closes). `info` carries the instruction, the
+    Observation: {"main": (64, 64, 3) u8, "wrist": (32, 32, 3) u8, "state": (P,) f32} and, unless tell_poses is False,
+    where the cameras are, {"main.pose": (8,) f32, "wrist.pose": (8,) f32} as `envs.types.POSE`, relative to the world
+    and to the hand. Action: (A,) in [-1, 1], OSC_POSE deltas (1 = 5 cm, 0.5 rad) and the gripper (-1 opens, 1 closes).
+    `info` carries the instruction, the
     episode's `split`, `success`, `progress`, `subtask`, the task's `score`s, the privileged `scene`, and in `warnings`
     how often MuJoCo dropped contacts or constraints (`contacts_dropped`, `constraints_dropped`; empty as it should be).
 
@@ -66,23 +54,30 @@ class Tabletop(gym.Env):
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": SPEC.control_hz}
-    robot_spec = SPEC
     instruction: str
     subtask_names: tuple[str, ...]
     criterion: str  # what success means, in words, for reports
     variant = ""  # which form of the task, where it has several
-    timestep = 0.002
+    timestep = 0.002  # seconds, a whole number of them a control step
 
-    def __init__(self, split: str = "train", render_mode: str | None = "rgb_array") -> None:
+    def __init__(self, split: str = "train", render_mode: str | None = "rgb_array", tell_poses: bool = True) -> None:
         check_split(split)
+        substeps = 1 / SPEC.control_hz / self.timestep
+        if not np.isclose(substeps, round(substeps), rtol=0, atol=1e-9) or substeps < 0.5:
+            raise ValueError(
+                f"a time step of {self.timestep} s does not divide the {1 / SPEC.control_hz} s between two commands: "
+                "the robot would run at another rate than it says"
+            )
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             modes = ", ".join(self.metadata["render_modes"])
             raise ValueError(f"render_mode must be one of {modes}, or None, got {render_mode!r}")
         self.split = split
         self.render_mode = render_mode
+        self.robot_spec = replace(SPEC, cameras=tuple(replace(c, posed=tell_poses) for c in SPEC.cameras))
         images = {c.name: gym.spaces.Box(0, 255, (c.height, c.width, 3), np.uint8) for c in SPEC.cameras}
+        poses = {pose_key(c.name): gym.spaces.Box(-POSE_BOUND, POSE_BOUND) for c in self.robot_spec.cameras if c.posed}
         state = gym.spaces.Box(-STATE_BOUND, STATE_BOUND)
-        self.observation_space = gym.spaces.Dict(images, state=state)
+        self.observation_space = gym.spaces.Dict({**images, **poses, "state": state})
         self.action_space = gym.spaces.Box(SPEC.action_low, SPEC.action_high)
         self._built: ManipulationEnv | None = None
         self._controller: ArmController | None = None
@@ -126,6 +121,7 @@ class Tabletop(gym.Env):
     def _begin(self, rng: np.random.Generator, look_rng: np.random.Generator, unseen: bool) -> None:
         """Draw an episode and how it looks, compile its model and bring the simulation to its first state."""
         self._draw(rng, unseen)
+        (views_rng,) = look_rng.spawn(1)  # of its own: what is drawn for the views changes nothing else
         look = Look.draw(look_rng, unseen)
         self._draw_look(look_rng, unseen)
 
@@ -133,6 +129,7 @@ class Tabletop(gym.Env):
             root = ElementTree.fromstring(xml)
             root.find("option").set("timestep", str(self.timestep))
             look.apply(root)
+            root.find("worldbody").extend(place.moved(views_rng).element(name) for name, place in VIEWS.items())
             self._edit(root)
             return meshes.cheapen(ElementTree.tostring(root, encoding="unicode"))  # last: it shrinks what was chosen
 
@@ -208,11 +205,20 @@ class Tabletop(gym.Env):
     def observe(self) -> dict:
         """What cameras and robot show now."""
         obs = {"state": self._state()}
-        for camera in SPEC.cameras:
+        for camera in self.robot_spec.cameras:
             size = camera.width
-            large = self._render(CAMERAS[camera.name], size * SUPERSAMPLE)
-            obs[camera.name] = cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
+            obs[camera.name] = self._picture(CAMERAS[camera.name], size)
+            if camera.posed:
+                obs[pose_key(camera.name)] = pose_of(self._model, CAMERAS[camera.name])
         return obs
+
+    def observe_views(self, names: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """What can be seen now from places where the robot has no camera, `envs.sim.cameras.VIEWS`.
+
+        Name -> picture (VIEW_SIZE, VIEW_SIZE, 3) u8 and pose (8,) f32. ValueError for an unknown name.
+        """
+        check_views(names)
+        return {name: (self._picture(name, VIEW_SIZE), pose_of(self._model, name)) for name in names}
 
     # exact state
 
@@ -221,8 +227,10 @@ class Tabletop(gym.Env):
         data = self._data
         physics = np.empty(mujoco.mj_stateSize(self._model, mujoco.mjtState.mjSTATE_INTEGRATION))
         mujoco.mj_getState(self._model, data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
-        command = self._gripper.current_action.copy()
-        return SimState(self._episode, data.warning.number.copy(), physics, command, self._task_state())
+        model = np.array([self.timestep, self._model.body_subtreemass[0]])
+        command = np.broadcast_to(self._gripper.current_action, 2).copy()  # robosuite begins with one for both jaws
+        warnings = data.warning.number.copy()
+        return SimState(self._episode, model, warnings, command, self._task_state(), physics)
 
     def load_state(self, state: SimState) -> None:
         """Return to a saved state of the episode that is under way. ValueError for a state of another episode."""
@@ -237,6 +245,15 @@ class Tabletop(gym.Env):
         mujoco.mj_setState(self._model, data, state.physics, mujoco.mjtState.mjSTATE_INTEGRATION)
         mujoco.mj_forward(self._model, data)
         data.warning.number[:] = state.warnings
+
+    def sim_state(self) -> np.ndarray:
+        """The whole state as an episode keeps it, (X,) f64."""
+        return self.save_state().flat()
+
+    def load_sim_state(self, flat: np.ndarray) -> None:
+        """Return to what `sim_state` gave in the episode that is under way, under whichever look. ValueError for one of
+        another version of the model; one of another episode cannot be told."""
+        self.load_state(self.save_state().with_values(flat))
 
     # what a task fills in
 
@@ -259,10 +276,11 @@ class Tabletop(gym.Env):
     def _before_step(self, action: np.ndarray) -> None:
         """Whatever happens once a control step beside the robot's own motion."""
 
-    def _task_state(self) -> Any:
-        """What `save_state` keeps of the task itself."""
+    def _task_state(self) -> np.ndarray:
+        """What the task remembers beside the physics, (n,) f64 of a fixed length."""
+        return np.zeros(0)
 
-    def _load_task_state(self, state: Any) -> None:
+    def _load_task_state(self, state: np.ndarray) -> None:
         """Put back what `_task_state` gave."""
 
     def success(self) -> bool:
@@ -353,6 +371,11 @@ class Tabletop(gym.Env):
             "progress": self._progress(success, scene), "subtask": self.subtask_names[scene.stage], "scene": scene,
             "score": self.score(), "warnings": stability.dropped(self._data),
         }  # fmt: skip
+
+    def _picture(self, camera: str, size: int) -> np.ndarray:
+        """(size, size, 3) u8, drawn larger and averaged."""
+        large = self._render(camera, size * SUPERSAMPLE)
+        return cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
 
     def _render(self, camera: str, size: int) -> np.ndarray:
         return self._renderer.render(self._data, camera, size)

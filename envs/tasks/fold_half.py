@@ -40,12 +40,15 @@ class FoldHalf(Tabletop):
         f"released, at rest, both corner pairs under {1000 * score.MAX_CORNER_DISTANCE:.0f} mm "
         f"and mean pair distance under {1000 * score.MAX_PAIR_DISTANCE:.0f} mm"
     )
-    timestep = 0.004
+    timestep = 1 / 240
 
-    def __init__(self, split: str = "train", grasp: str = "constraint", render_mode: str | None = "rgb_array") -> None:
+    def __init__(
+        self, split: str = "train", grasp: str = "constraint", render_mode: str | None = "rgb_array",
+        tell_poses: bool = True,
+    ) -> None:  # fmt: skip
         if grasp not in ("constraint", "friction"):
             raise ValueError(f"grasp must be constraint or friction, got {grasp!r}")
-        super().__init__(split, render_mode)
+        super().__init__(split, render_mode, tell_poses)
         self.grasp = self.variant = grasp
 
     def _build(self) -> ManipulationEnv:
@@ -124,10 +127,6 @@ class FoldHalf(Tabletop):
             distance = np.linalg.norm(self._data.xpos[self._bodies] - self.gripper_position(), axis=-1)
             if distance.min() < GRASP_RADIUS:
                 self._data.eq_active[self._ties[distance.argmin()]] = 1
-
-    # `eq_active` is part of the physics state, so the grasp needs no memory of its own
-    def _task_state(self) -> None:
-        return None
 
     def success(self) -> bool:
         fastest = np.linalg.norm(self._data.qvel[self._dofs], axis=-1).max()

@@ -61,10 +61,6 @@ class Lift(Tabletop):
         self._data.qpos[where : where + 3] = [*self._position, TABLE_HEIGHT + self._half]
         self._data.qpos[where + 3 : where + 7] = [np.cos(self._yaw / 2), 0, 0, np.sin(self._yaw / 2)]
 
-    # cube, contacts and controller are all in the physics state
-    def _task_state(self) -> None:
-        return None
-
     def success(self) -> bool:
         return bool(self._world._check_success())
 

@@ -141,6 +141,20 @@ def test_a_wrong_option_of_reset_is_named(lift, options):
         lift.reset(seed=0, options=options)
 
 
+@pytest.mark.parametrize("timestep", [0.004, 0.03, 0.2])
+def test_a_time_step_divides_the_control_period(timestep):
+    """A robot that is commanded at 20.8 Hz, or 16.7, and says that it is at 20."""
+
+    class Slow(Lift):
+        pass
+
+    Slow.timestep = timestep
+    with pytest.raises(ValueError, match=f"time step of {timestep} s does not divide the 0.05 s"):
+        Slow()
+    for task in (Lift, FoldHalf):
+        assert abs(task()._substeps * task.timestep - 0.05) < 1e-15
+
+
 def uses(env: Lift, saved) -> list:
     return [
         env.observe, env.render, lambda: env.render_main(64), env.save_state, lambda: env.load_state(saved), env.scene,
