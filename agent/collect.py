@@ -27,16 +27,17 @@ from envs.data.settings import from_settings
 from envs.data.store import EpisodeError, EpisodeStore
 from envs.data.tracking import check_mode, log_run
 from envs.types import Episode
-from policies.rollout import rollout
+from policies.rollout import States, rollout
 
 RECORDED_VERSIONS = ("mujoco", "robosuite", "numpy", "gymnasium")
 
 
 @dataclass(frozen=True)
 class CollectConfig(RunConfig):
-    """out: folder of the episodes. states: keep the simulator's state at every step, where there is one."""
+    """out: folder of the episodes. states: what they keep of the simulator's state at every step, where there is one:
+    the whole, from which it can go on; only what is drawn; or none."""
 
-    states: bool = True
+    states: States = "whole"
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> CollectConfig:
@@ -67,7 +68,7 @@ class CollectConfig(RunConfig):
         )
         if self.policy.learned:
             policy["checkpoint"] = checkpoint_identity(self.policy.checkpoint)["sha256"]
-        return {"env": env, "policy": policy} | ({} if self.states else {"states": False})
+        return {"env": env, "policy": policy} | ({} if self.states == "whole" else {"states": self.states})
 
 
 @dataclass(frozen=True)

@@ -188,8 +188,8 @@ def require_states(episode: Episode, where: str) -> None:
     """ValueError for an episode without simulator states, or with those of another simulator."""
     if not episode.sim_state.size:
         raise ValueError(
-            f"episode {where} has no simulator states, so it cannot be drawn again: collect it with states=true, in an "
-            "environment that tells them"
+            f"episode {where} has no simulator states, so it cannot be drawn again: collect it with states=drawn or "
+            "states=whole, in an environment that tells them"
         )
     here = versions(*SIMULATORS)
     differing = [f"{name} {episode.versions.get(name, 'unknown')}" for name in SIMULATORS

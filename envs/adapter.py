@@ -2,7 +2,7 @@
 
     observation  {camera: (h, w, 3) u8, ..., "state": (P,) f32}, and "camera.pose": (8,) f32 of cameras that tell it
     info         instruction, success, progress, subtask, and where they exist score (numbers to report) and scene
-    attributes   robot_spec, env_id, instruction, criterion, split, max_steps; sim_state() for episodes
+    attributes   robot_spec, env_id, instruction, criterion, split, max_steps, and maybe sim_state(whole) for episodes
 
 Our own tasks say all of this themselves. What a foreign environment does not say is settled here, by documented
 defaults that `AdapterConfig` overrides; nothing about the environment has to be edited.
@@ -132,10 +132,11 @@ class Adapter(gym.Wrapper):
         ended = bool(terminated) or (self.config.stop and told["success"])
         return self._observation(raw), float(reward), ended, bool(truncated), told
 
-    def sim_state(self) -> np.ndarray:
-        """The simulator's whole state, (X,) f64; (0,) where the environment has no `sim_state` to tell it."""
+    def sim_state(self, whole: bool = True) -> np.ndarray:
+        """The simulator's state, (X,) f64, whole or what of it can be seen; (0,) where the environment has no
+        `sim_state` to tell it."""
         tell = getattr(self.env.unwrapped, "sim_state", None)
-        return np.zeros(0) if tell is None else np.asarray(tell(), np.float64)
+        return np.zeros(0) if tell is None else np.asarray(tell(whole), np.float64)
 
     def picture(self, size: int) -> np.ndarray:
         """The scene for people, (size, size, 3) u8: what `render` shows."""

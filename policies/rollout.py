@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from envs.types import HELD_UNKNOWN, Episode, Observation, Scene, Spec, check_action
 from policies.base import Policy, SinglePolicy, ask, batched
+
+# What is recorded of the simulator: its whole state, only what can be seen of it, or nothing.
+States = Literal["whole", "drawn", "none"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def rollout(
     expert: SinglePolicy | None = None,
     on_step: Callable[[Step], None] | None = None,
     max_steps: int | None = None,
-    states: bool = False,
+    states: States = "none",
 ) -> Iterator[Rollout]:
     """Run one episode a seed, as many at a time as there are environments; yields each when it ends, in that order.
 
@@ -68,7 +71,7 @@ def rollout(
     envs: autoreset disabled; behind the contract of `envs.adapter`.
     seeds: of the episodes and of the policy. expert: asked at every control step what it would do; its answers become
         `Episode.expert`, NaN without it.
-    states: record the simulator's state at every step, where there is one (`sim_state` of the environments, (X,) f64).
+    states: record the simulator's state at every step, where the environments tell it.
     Raises ValueError, naming the control step, for a bad observation of an environment or action of a policy.
     """
     if envs.metadata.get("autoreset_mode") not in (AutoresetMode.DISABLED, AutoresetMode.DISABLED.value):
@@ -93,13 +96,12 @@ def rollout(
         actions = np.stack([robot.pending[0] if robot else spec.rest for robot in robots])
         raw, rewards, terminated, truncated, infos = envs.step(actions)
         over = np.logical_or(terminated, truncated)
-        simulated = envs.call("sim_state") if states else None
+        simulated = _simulated(envs, states)
         for i, robot in at_work.items():
             obs, action, decided = robot.observations[-1], robot.pending.pop(0), robot in deciding
             robot.after_step(action, rewards[i], _observation(raw, i, spec, len(robot.actions) + 1), info_of(infos, i))
             robot.terminated, robot.truncated = bool(terminated[i]), bool(truncated[i])
-            if simulated:
-                robot.simulated.append(simulated[i])
+            robot.simulated.append(simulated[i])
             if on_step:
                 on_step(Step(i, len(robot.actions) - 1, decided, obs, action, robot.state, robot.infos[-1]))
             if robot.ended(limit):
@@ -118,11 +120,11 @@ class _Robot:
     expert_state: Any
     observations: list[Observation]
     infos: list[dict[str, Any]]
+    simulated: list[np.ndarray]  # the simulator's states
     actions: list[np.ndarray] = field(default_factory=list)
     labels: list[np.ndarray] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    simulated: list[np.ndarray] = field(default_factory=list)  # the simulator's states
     pending: list[np.ndarray] = field(default_factory=list)  # control steps of the last chunk still to be executed
     clipped: dict[str, int] = field(default_factory=dict)
     terminated: bool = False
@@ -166,7 +168,7 @@ class _Robot:
             seed=self.seed,
             spec=spec,
             poses=seen.poses,
-            sim_state=np.stack(self.simulated) if self.simulated and self.simulated[0].size else np.zeros((0, 0)),
+            sim_state=np.stack(self.simulated) if self.simulated[0].size else np.zeros((0, 0)),
             split=envs.get_attr("split")[0],
             off_task_steps=min(int(getattr(self.state, "off_task_steps", 0)), count - 1),
             terminated=self.terminated,
@@ -179,7 +181,7 @@ class _Robot:
 
 def _begin(
     envs: VectorEnv, robots: list[_Robot | None], over: np.ndarray, todo: Iterator[int], policy: Policy,
-    expert: Policy | None, spec: Spec, states: bool,
+    expert: Policy | None, spec: Spec, states: States,
 ) -> None:  # fmt: skip
     """Give every idle robot the next seed. One for which there is none stays idle, but is stepped beside the others
     while they work, so it is reset too where its environment is over."""
@@ -191,14 +193,19 @@ def _begin(
         return
     raw, infos = envs.reset(seed=[seeds.get(i) for i in range(len(robots))], options={"reset_mask": mask})
     over[:] = False
-    simulated = envs.call("sim_state") if states else None
+    simulated = _simulated(envs, states)
     for i, seed in seeds.items():
         info = info_of(infos, i)
         instruction = info["instruction"]
         robots[i] = _Robot(
             seed, spec, instruction, policy.init(instruction, seed), expert.init(instruction, seed) if expert else None,
-            [_observation(raw, i, spec, step=0)], [info], simulated=[simulated[i]] if simulated else [],
+            [_observation(raw, i, spec, step=0)], [info], [simulated[i]],
         )  # fmt: skip
+
+
+def _simulated(envs: VectorEnv, states: States) -> Sequence[np.ndarray]:
+    """Each robot's simulator state (X,) f64, (0,) where there is none or none is asked for."""
+    return [np.zeros(0)] * envs.num_envs if states == "none" else envs.call("sim_state", states == "whole")
 
 
 def _decide(robots: Sequence[_Robot], policy: Policy, spec: Spec) -> None:

@@ -19,7 +19,7 @@ from gymnasium.vector import SyncVectorEnv
 from envs.adapter import vector
 from envs.types import Episode, Observation, Spec
 from policies.base import SinglePolicy, ask, batched
-from policies.rollout import Step, rollout
+from policies.rollout import States, Step, rollout
 
 WAYS = ("push", "push with the jaws reversed", "advice with the jaws reversed", "advice with noise")
 
@@ -98,7 +98,7 @@ Uncertainty = Callable[[Episode], np.ndarray]  # an episode of T control steps -
 
 def branch(
     envs: SyncVectorEnv, trunk: SinglePolicy, expert: SinglePolicy, seed: int, config: BranchConfig,
-    uncertainty: Uncertainty | None = None, states: bool = False,
+    uncertainty: Uncertainty | None = None, states: States = "none",
 ) -> list[Episode]:  # fmt: skip
     """The branches of one seed and at last their trunk, in the order of `config.names`.
 

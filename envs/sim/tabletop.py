@@ -83,6 +83,7 @@ class Tabletop(gym.Env):
         self._controller: ArmController | None = None
         self._episode = ""  # names the episode that is under way
         self._closed = False
+        self._only_drawn = False  # a state without velocities was loaded
         self._renderer = Renderer()
 
     # gymnasium's interface
@@ -103,7 +104,7 @@ class Tabletop(gym.Env):
         if options:
             raise ValueError(f"reset takes the options `split` and `look`, got {', '.join(map(repr, options))}")
         super().reset(seed=seed)
-        self._episode, self._closed = "", False
+        self._episode, self._closed, self._only_drawn = "", False, False
         # the split is part of the seed, so `seen` never repeats an episode of `train`
         drawn = int(self.np_random.integers(2**31))
         rng = np.random.default_rng([SPLITS.index(split), drawn])
@@ -184,6 +185,8 @@ class Tabletop(gym.Env):
         model, data, controller = self._model, self._data, self._controller
         if np.shape(action) != (len(SPEC.action),):
             raise ValueError(f"an action must have the shape ({len(SPEC.action)},), got {np.shape(action)}")
+        if self._only_drawn:
+            raise ValueError("the state that was loaded is not whole: it can be drawn, and nothing follows from it")
         action = check_action(action, SPEC)
         step = self.steps() + 1
         stability.check_warnings(data, step)
@@ -245,15 +248,23 @@ class Tabletop(gym.Env):
         mujoco.mj_setState(self._model, data, state.physics, mujoco.mjtState.mjSTATE_INTEGRATION)
         mujoco.mj_forward(self._model, data)
         data.warning.number[:] = state.warnings
+        self._only_drawn = False
 
-    def sim_state(self) -> np.ndarray:
-        """The whole state as an episode keeps it, (X,) f64."""
-        return self.save_state().flat()
+    def sim_state(self, whole: bool = True) -> np.ndarray:
+        """The state as an episode keeps it, (X,) f64. Where it is not to be whole, what only the next step depends on
+        (velocities, accelerations) is NaN: for a cloth those are two thirds of it, and no picture shows them."""
+        flat = self.save_state().flat()
+        if not whole:
+            flat[self._motion] = np.nan
+        return flat
 
     def load_sim_state(self, flat: np.ndarray) -> None:
-        """Return to what `sim_state` gave in the episode that is under way, under whichever look. ValueError for one of
-        another version of the model; one of another episode cannot be told."""
-        self.load_state(self.save_state().with_values(flat))
+        """Return to what `sim_state` gave in the episode that is under way, under whichever look; from one that is not
+        whole no step can be taken. ValueError for one of another version of the model; one of another episode cannot
+        be told."""
+        motion = np.isnan(flat)
+        self.load_state(self.save_state().with_values(np.where(motion, 0.0, flat)))
+        self._only_drawn = bool(motion.any())
 
     # what a task fills in
 
@@ -339,6 +350,16 @@ class Tabletop(gym.Env):
     @property
     def _data(self) -> mujoco.MjData:
         return self._world.sim.data._data
+
+    @property
+    def _motion(self) -> np.ndarray:
+        """Where a flat state holds velocities and accelerations: indices from its end, where the physics stand."""
+        whole, found = int(mujoco.mjtState.mjSTATE_INTEGRATION), []
+        for part in (mujoco.mjtState.mjSTATE_QVEL, mujoco.mjtState.mjSTATE_WARMSTART):
+            below = whole & (int(part) - 1)  # the parts stand in the order of their bits
+            begin, count = (mujoco.mj_stateSize(self._model, sig) for sig in (below, int(part)))
+            found.append(np.arange(begin, begin + count))
+        return np.concatenate(found) - mujoco.mj_stateSize(self._model, whole)
 
     @property
     def _gripper(self):

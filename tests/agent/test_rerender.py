@@ -26,9 +26,9 @@ DISTURBED = PolicyConfig(name="perturbed")
 def recorded(tmp_path_factory) -> EpisodeStore:
     """A folder of two short episodes, one of each task."""
     folder = tmp_path_factory.mktemp("recorded")
-    for env, seed in ((LIFT, 3), (FOLD, 4)):
+    for env, seed, states in ((LIFT, 3, "whole"), (FOLD, 4, "drawn")):
         part = str(folder / env.name)
-        collect(CollectConfig(env=env, policy=DISTURBED, seed=seed, episodes=1, out=part, workers=0))
+        collect(CollectConfig(env=env, policy=DISTURBED, seed=seed, episodes=1, out=part, workers=0, states=states))
     store = EpisodeStore(folder / "both")
     for name, part in ((NAME, "lift"), (FOLD_NAME, "fold_half")):
         store.write(EpisodeStore(folder / part).read(name), name)
@@ -62,6 +62,7 @@ def test_the_recorded_look_again_is_the_recorded_pictures(recorded, env, name):
     for camera in ("main", "wrist"):
         assert np.array_equal(again.images[camera], episode.images[camera]), camera
         assert np.array_equal(again.poses[camera], episode.poses[camera])
+    assert np.isnan(episode.sim_state).any() == (env is FOLD), "a state that can be drawn needs no velocities"
     same(again, episode, but={"images", "poses"})
 
 
@@ -119,7 +120,7 @@ def refused(config: RerenderConfig, tmp_path, episode: Episode, message: str) ->
 def test_episodes_that_cannot_be_drawn_again(config, recorded, tmp_path, reach):
     """Pictures of a state that never was, or a traceback from the depths of the simulator."""
     episode = recorded.read(NAME)
-    refused(config, tmp_path, replace(episode, sim_state=np.zeros((0, 0))), "no simulator states.*states=true")
+    refused(config, tmp_path, replace(episode, sim_state=np.zeros((0, 0))), "no simulator states.*states=drawn")
     older = {**episode.versions, "mujoco": "2.3.0"}
     refused(config, tmp_path, replace(episode, versions=older), "states of mujoco 2.3.0, and mujoco .* is installed")
     foreign = replace(episode, env_id=reach.id)
@@ -163,7 +164,7 @@ def test_only_what_is_asked_for_tells_states(recorded, reach, tmp_path):
     """Files three times as large without a use, and a foreign environment that fails for what it cannot tell."""
     out = str(tmp_path / "plain")
     plain = CollectConfig(env=replace(LIFT, max_steps=2), policy=DISTURBED, seed=0, episodes=1, out=out, workers=0)
-    collect(replace(plain, states=False))
+    collect(replace(plain, states="none"))
     assert all(episode.sim_state.size == 0 for episode in EpisodeStore(out))
     with pytest.raises(ValueError, match="other settings"):
         collect(plain)

@@ -205,8 +205,8 @@ class Counted(Reach):
         {**Reach.observation_space, pose_key("wrist"): gym.spaces.Box(-np.inf, np.inf, (8,))}
     )
 
-    def sim_state(self):
-        return np.array([self.steps, self.x])
+    def sim_state(self, whole):
+        return np.array([self.steps, self.x, whole])
 
     def _now(self):
         obs, info = super()._now()
@@ -218,16 +218,17 @@ def test_poses_and_states_are_recorded():
     """Poses and states shifted by a step against the pictures, or another robot's; those of a robot that waits."""
     makers = [lambda: Adapter(Counted(), "seen", AdapterConfig(max_steps=12))] * 3
     with closing(vector(makers)) as envs:
-        runs = list(rollout(envs, Forward(), [3, 4, 5, 6], states=True))
+        runs = list(rollout(envs, Forward(), [3, 4, 5, 6], states="whole"))
         (plain,) = rollout(envs, Forward(), [3])
-    assert [run.episode.seed for run in runs] and plain.episode.sim_state.size == 0
+        (drawn,) = rollout(envs, Forward(), [3], states="drawn")
+    assert plain.episode.sim_state.size == 0 and not drawn.episode.sim_state[:, 2].any() and len(runs) == 4
     for episode in (run.episode for run in runs):
         count = np.arange(len(episode) + 1)
-        np.testing.assert_array_equal(episode.sim_state[:, 0], count)
+        np.testing.assert_array_equal(episode.sim_state[:, ::2], np.stack([count, np.ones_like(count)], axis=1))
         np.testing.assert_allclose(episode.sim_state[:, 1], episode.state[:, 0], rtol=1e-6)
         assert list(episode.poses) == ["wrist"] and np.isnan(episode.poses["wrist"][0]).all()
         np.testing.assert_array_equal(episode.poses["wrist"][1:, 0], count[1:])
-    silent = run(Forward(), 3, states=True).episode
+    silent = run(Forward(), 3, states="whole").episode
     assert silent.sim_state.shape == (0, 0) and not silent.poses
 
 

@@ -141,6 +141,32 @@ def test_a_wrong_option_of_reset_is_named(lift, options):
         lift.reset(seed=0, options=options)
 
 
+def test_a_state_that_is_kept_with_an_episode(lift):
+    """A flat state from which another future follows; one without velocities that is stepped from as if it stood
+    still, or that shows something else."""
+    lift.reset(seed=6)
+    action = np.array([0.5, -0.3, -1, 0, 0, 0.2, 1], np.float32)
+    for _ in range(4):
+        lift.step(action)
+    whole, drawn, seen = lift.sim_state(), lift.sim_state(whole=False), lift.observe()
+    lift.step(action)
+    future = lift.sim_state()
+    assert whole.dtype == np.float64 and 0 < np.isnan(drawn).mean() < 0.5
+    lift.reset(seed=6, options={"look": 2})
+    lift.load_sim_state(whole)
+    lift.step(action)
+    np.testing.assert_array_equal(lift.sim_state(), future)
+    lift.reset(seed=6)
+    lift.load_sim_state(drawn)
+    assert all(np.array_equal(seen[name], value) for name, value in lift.observe().items())
+    with pytest.raises(ValueError, match="not whole"):
+        lift.step(action)
+    lift.load_sim_state(whole)
+    lift.step(action)
+    with pytest.raises(ValueError, match="another version of the model"):
+        lift.load_sim_state(whole[1:])
+
+
 @pytest.mark.parametrize("timestep", [0.004, 0.03, 0.2])
 def test_a_time_step_divides_the_control_period(timestep):
     """A robot that is commanded at 20.8 Hz, or 16.7, and says that it is at 20."""
