@@ -26,6 +26,7 @@ from envs import preflight
 from envs.data.settings import from_settings
 from envs.data.store import EpisodeError, EpisodeStore
 from envs.data.tracking import check_mode, log_run
+from envs.sim.splits import refuse_recording
 from envs.types import Episode
 from policies.rollout import rollout
 
@@ -35,6 +36,10 @@ RECORDED_VERSIONS = ("mujoco", "robosuite", "numpy", "gymnasium")
 @dataclass(frozen=True)
 class CollectConfig(RunConfig):
     """out: folder of the episodes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_recording(self.env.split)
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> CollectConfig:
