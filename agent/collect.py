@@ -26,6 +26,7 @@ from envs import preflight
 from envs.data.settings import from_settings
 from envs.data.store import EpisodeError, EpisodeStore
 from envs.data.tracking import check_mode, log_run
+from envs.sim.splits import refuse_recording
 from envs.types import Episode
 from policies.rollout import States, rollout
 
@@ -38,6 +39,10 @@ class CollectConfig(RunConfig):
     the whole, from which it can go on; only what is drawn; or none."""
 
     states: States = "whole"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_recording(self.env.split)
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> CollectConfig:

@@ -20,8 +20,9 @@ from envs.sim import meshes, stability
 from envs.sim.backend import ManipulationEnv
 from envs.sim.cameras import VIEW_SIZE, VIEWS, check_views, pose_of
 from envs.sim.controller import ArmController
-from envs.sim.looks import Look
+from envs.sim.looks import DEFAULT_LOOKS, Look, check_looks
 from envs.sim.rendering import Renderer
+from envs.sim.splits import EVALUATION_ONLY, SPLITS, check_split, outside
 from envs.sim.state import SimState
 from envs.sim.table import SPEC
 from envs.types import Scene, check_action, pose_key
@@ -36,7 +37,8 @@ CAMERAS = {"main": "main", "wrist": "robot0_eye_in_hand"}  # ours -> the simulat
 STATE_BOUND = np.array([2, 2, 2, np.pi, np.pi, np.pi, 0.2], np.float32)
 POSE_BOUND = np.array([10, 10, 10, 1, 1, 1, 1, np.pi], np.float32)  # the same of a camera's pose
 RENDER_SIZE = 256  # pixels
-SPLITS = ("train", "seen", "unseen")  # `seen` has the ranges of `train` and other seeds; `unseen` leaves the ranges
+# Metres and degrees from where it always starts, within which the hand starts where `start` is outside training.
+ELSEWHERE = ((0.05, 0.09), (5.0, 15.0))
 
 
 class Tabletop(gym.Env):
@@ -60,8 +62,14 @@ class Tabletop(gym.Env):
     variant = ""  # which form of the task, where it has several
     timestep = 0.002  # seconds, a whole number of them a control step
 
-    def __init__(self, split: str = "train", render_mode: str | None = "rgb_array", tell_poses: bool = True) -> None:
+    def __init__(
+        self, split: str = "train", looks: str = DEFAULT_LOOKS, render_mode: str | None = "rgb_array",
+        tell_poses: bool = True,
+    ) -> None:  # fmt: skip
+        """looks: what the ranges of training show, `plain` or `wide` (envs/sim/looks.py). tell_poses: whether the
+        observations tell where the cameras are."""
         check_split(split)
+        check_looks(looks)
         substeps = 1 / SPEC.control_hz / self.timestep
         if not np.isclose(substeps, round(substeps), rtol=0, atol=1e-9) or substeps < 0.5:
             raise ValueError(
@@ -71,7 +79,7 @@ class Tabletop(gym.Env):
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             modes = ", ".join(self.metadata["render_modes"])
             raise ValueError(f"render_mode must be one of {modes}, or None, got {render_mode!r}")
-        self.split = split
+        self.split, self.looks = split, looks
         self.render_mode = render_mode
         self.robot_spec = replace(SPEC, cameras=tuple(replace(c, posed=tell_poses) for c in SPEC.cameras))
         images = {c.name: gym.spaces.Box(0, 255, (c.height, c.width, 3), np.uint8) for c in SPEC.cameras}
@@ -111,7 +119,7 @@ class Tabletop(gym.Env):
         # from 1 on: numpy gives a list that ends in 0 the stream of the list without it
         look_rng = np.random.default_rng([SPLITS.index(split), drawn, 1 + int(look)])
         try:
-            self._begin(rng, look_rng, unseen=split == "unseen")
+            self._begin(rng, look_rng, split)
         except Exception:
             self._built = self._controller = None  # half made: what needs an episode shall say that there is none
             raise
@@ -119,19 +127,25 @@ class Tabletop(gym.Env):
         self._episode = " ".join(filter(None, (type(self).__name__, self.variant, split, f"{drawn:010d}")))
         return self.observe(), self._info()
 
-    def _begin(self, rng: np.random.Generator, look_rng: np.random.Generator, unseen: bool) -> None:
+    def _begin(self, rng: np.random.Generator, look_rng: np.random.Generator, split: str) -> None:
         """Draw an episode and how it looks, compile its model and bring the simulation to its first state."""
-        self._draw(rng, unseen)
+        factors = outside(split)
+        self._draw(rng, unseen="size" in factors)
         (views_rng,) = look_rng.spawn(1)  # of its own: what is drawn for the views changes nothing else
-        look = Look.draw(look_rng, unseen)
-        self._draw_look(look_rng, unseen)
+        self._draw_look(look_rng, unseen="hue" in factors)
+        if split in EVALUATION_ONLY:
+            from envs.sim.wild import WildLook  # here alone: nothing that trains may load it (tests/test_house.py)
+
+            look = WildLook.draw(rng, look_rng, self._working_area())
+        else:
+            look = Look.draw(look_rng, factors, self.looks)
 
         def edit(xml: str) -> str:
             root = ElementTree.fromstring(xml)
             root.find("option").set("timestep", str(self.timestep))
-            look.apply(root)
             root.find("worldbody").extend(place.moved(views_rng).element(name) for name, place in VIEWS.items())
             self._edit(root)
+            look.apply(root)
             return meshes.cheapen(ElementTree.tostring(root, encoding="unicode"))  # last: it shrinks what was chosen
 
         if self._built is None:
@@ -144,7 +158,10 @@ class Tabletop(gym.Env):
         world._initialize_sim()
         world._observables = {}
         stability.disable_reset(self._model)
+        look.paint(self._model)
         self._renderer.load(self._model)
+        if "start" in factors:
+            world.robots[0].init_qpos = self._start_elsewhere(rng)
         world._reset_internal()
         world.model_timestep = self.timestep
         self._connect(rng)
@@ -273,10 +290,15 @@ class Tabletop(gym.Env):
         raise NotImplementedError
 
     def _draw(self, rng: np.random.Generator, unseen: bool) -> None:
-        """Draw what varies between episodes: sizes, places, whatever the motion depends on."""
+        """Draw what varies between episodes: sizes, places, whatever the motion depends on. unseen: other sizes."""
 
     def _draw_look(self, rng: np.random.Generator, unseen: bool) -> None:
-        """Draw what varies between looks of one episode: colours, nothing that the motion depends on."""
+        """Draw what varies between looks of one episode: colours, nothing that the motion depends on. unseen: other
+        hues."""
+
+    def _working_area(self) -> tuple[np.ndarray, float, float]:
+        """Centre (2,) in m, half the side in m, and yaw of the square on the table that the task needs for itself."""
+        raise NotImplementedError
 
     def _edit(self, root: ElementTree.Element) -> None:
         """Write what was drawn into the MJCF tree."""
@@ -376,6 +398,27 @@ class Tabletop(gym.Env):
 
     # inside
 
+    def _start_elsewhere(self, rng: np.random.Generator) -> np.ndarray:
+        """Joints (7,) with which the hand starts ELSEWHERE."""
+        model, data, robot = self._model, mujoco.MjData(self._model), self._world.robots[0]
+        joints = [model.joint(name).qposadr[0] for name in robot.robot_model.joints]
+        site = model.site(robot.gripper["right"].important_sites["grip_site"]).id
+        usual = np.array(robot.init_qpos)
+
+        def pose(at: np.ndarray) -> tuple[np.ndarray, Rotation]:
+            data.qpos[joints] = at
+            mujoco.mj_kinematics(model, data)
+            return data.site_xpos[site].copy(), Rotation.from_matrix(data.site_xmat[site].reshape(3, 3))
+
+        position, rotation = pose(usual)
+        (least, most), (least_turn, most_turn) = ELSEWHERE
+        while True:
+            start = usual + rng.uniform(-0.15, 0.15, len(usual))
+            moved, turned = pose(start)
+            turn = np.degrees((turned * rotation.inv()).magnitude())
+            if least < np.linalg.norm(moved - position) < most and least_turn < turn < most_turn:
+                return start
+
     @property
     def _grip_site(self) -> int:
         return self._world.robots[0].eef_site_id["right"]
@@ -400,9 +443,3 @@ class Tabletop(gym.Env):
 
     def _render(self, camera: str, size: int) -> np.ndarray:
         return self._renderer.render(self._data, camera, size)
-
-
-def check_split(split: str) -> None:
-    """Raise ValueError where there is no such split."""
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")

@@ -9,6 +9,7 @@ import mujoco
 import numpy as np
 
 from envs.sim.backend import ManipulationEnv, ManipulationTask, TableArena, robot_options
+from envs.sim.looks import DEFAULT_LOOKS
 from envs.sim.table import SPEC, TABLE_HEIGHT
 from envs.sim.tabletop import Tabletop
 from envs.tasks import score
@@ -18,6 +19,7 @@ GRID = 9  # vertices along each side
 CORNERS = ((0, GRID - 1), (0, 0), (GRID - 1, GRID - 1), (GRID - 1, 0))  # near left, near right, far left, far right
 GRASP_RADIUS = 0.025  # metres from the grip site to the vertex that is grasped: jaws that close on cloth hold cloth
 HOLD_OPENING, LOSE_OPENING = 0.020, 0.030  # metres between the jaws: tied below the one, let go above the other
+HAND = 0.05  # metres around the cloth that the hand needs
 RELEASED_OPENING = 0.060  # metres; a fold is done when the jaws are this far apart
 AT_REST = 0.02  # m/s, the fastest vertex
 TABLE_SIZE = (0.8, 0.8, 0.05)
@@ -43,12 +45,12 @@ class FoldHalf(Tabletop):
     timestep = 1 / 240
 
     def __init__(
-        self, split: str = "train", grasp: str = "constraint", render_mode: str | None = "rgb_array",
-        tell_poses: bool = True,
+        self, split: str = "train", grasp: str = "constraint", looks: str = DEFAULT_LOOKS,
+        render_mode: str | None = "rgb_array", tell_poses: bool = True,
     ) -> None:  # fmt: skip
         if grasp not in ("constraint", "friction"):
             raise ValueError(f"grasp must be constraint or friction, got {grasp!r}")
-        super().__init__(split, render_mode, tell_poses)
+        super().__init__(split, looks, render_mode, tell_poses)
         self.grasp = self.variant = grasp
 
     def _build(self) -> ManipulationEnv:
@@ -83,6 +85,9 @@ class FoldHalf(Tabletop):
         for vertex in range(GRID * GRID):
             tie = {"name": f"grasp_{vertex}", "body1": f"cloth_{vertex}", "body2": "gripper0_right_eef"}
             ElementTree.SubElement(equality, "connect", tie | {"anchor": "0 0 0", "active": "false"})
+
+    def _working_area(self) -> tuple[np.ndarray, float, float]:
+        return self._position, self._spacing * (GRID - 1) / 2 + HAND, self._yaw
 
     def _cloth(self) -> ElementTree.Element:
         half = self._spacing * (GRID - 1) / 2

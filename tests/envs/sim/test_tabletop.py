@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 import envs  # noqa: F401  (registers the ids)
+from envs.sim.rendering import Renderer
 from envs.sim.tabletop import RENDER_SIZE
 from envs.tasks.fold_half import FoldHalf
 from envs.tasks.lift import Lift
@@ -108,7 +109,7 @@ def test_a_state_names_its_variant():
         rubbed.close()
 
 
-@pytest.mark.parametrize("make", [Lift, FoldHalf])
+@pytest.mark.parametrize("make", [Lift, lambda: FoldHalf(looks="wide")], ids=["Lift plain", "FoldHalf wide"])
 def test_looks_of_one_episode(make):
     """A look that reaches into the physics: a state shown again under another look would be one that never was, and
     its labels wrong. Looks that are all the same would teach nothing."""
@@ -179,6 +180,27 @@ def test_a_time_step_divides_the_control_period(timestep):
         Slow()
     for task in (Lift, FoldHalf):
         assert abs(task()._substeps * task.timestep - 0.05) < 1e-15
+
+
+def test_the_arm_starts_elsewhere(monkeypatch):
+    """A start that is no other one, or one from which the hand is in the table; or one in a split that keeps it."""
+    monkeypatch.setattr(Renderer, "load", lambda *_: None)
+    monkeypatch.setattr(FoldHalf, "observe", lambda _: {})
+    env, starts = FoldHalf(), []  # without noise on its start, unlike Lift
+    env.reset(seed=0)
+    usual = env._state()
+    for split in ("seen", "unseen.camera_far", "wild", "unseen", "unseen.start"):
+        for seed in range(2):
+            env.reset(seed=seed, options={"split": split})
+            metres, turn = (float(np.linalg.norm((env._state() - usual)[part])) for part in (slice(3), slice(3, 6)))
+            if split in ("unseen", "unseen.start"):
+                starts.append(env.save_state().physics)
+                assert 0.05 < metres < 0.09 and 0.06 < turn < 0.3 and env.gripper_position()[2] > 0.9
+                env.advance(REST)  # the controller knows where it is
+                assert np.linalg.norm(env._state()[:3] - usual[:3]) == pytest.approx(metres, abs=0.005)
+            else:
+                assert metres < 1e-6 and turn < 1e-6
+    assert len({start.tobytes() for start in starts}) == len(starts)
 
 
 def uses(env: Lift, saved) -> list:
