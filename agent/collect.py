@@ -26,15 +26,23 @@ from envs import preflight
 from envs.data.settings import from_settings
 from envs.data.store import EpisodeError, EpisodeStore
 from envs.data.tracking import check_mode, log_run
+from envs.sim.splits import refuse_recording
 from envs.types import Episode
-from policies.rollout import rollout
+from policies.rollout import States, rollout
 
 RECORDED_VERSIONS = ("mujoco", "robosuite", "numpy", "gymnasium")
 
 
 @dataclass(frozen=True)
 class CollectConfig(RunConfig):
-    """out: folder of the episodes."""
+    """out: folder of the episodes. states: what they keep of the simulator's state at every step, where there is one:
+    the whole, from which it can go on; only what is drawn; or none."""
+
+    states: States = "whole"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_recording(self.env.split)
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> CollectConfig:
@@ -65,7 +73,7 @@ class CollectConfig(RunConfig):
         )
         if self.policy.learned:
             policy["checkpoint"] = checkpoint_identity(self.policy.checkpoint)["sha256"]
-        return {"env": env, "policy": policy}
+        return {"env": env, "policy": policy} | ({} if self.states == "whole" else {"states": self.states})
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ class CollectJob:
     def _episodes(self, envs: VectorEnv, seeds: Iterator[int]) -> Iterator[tuple[int, list[Episode]]]:
         env, spec = self.config.env, envs.get_attr("robot_spec")[0]
         policy = make_policy(self.config.policy, env, envs)
-        for run in rollout(envs, policy, seeds, make_expert(env, spec)):
+        for run in rollout(envs, policy, seeds, make_expert(env, spec), states=self.config.states):
             yield run.episode.seed, [run.episode]
 
     def _branches(self, envs: SyncVectorEnv, seeds: Iterator[int]) -> Iterator[tuple[int, list[Episode]]]:
@@ -111,7 +119,7 @@ class CollectJob:
         expert = require_expert(config.env, envs.get_attr("robot_spec")[0])
         uncertainty = uncertainty_of(config.policy.checkpoint) if branching.unsure else None
         for seed in seeds:
-            yield seed, branch(envs, policy, expert, seed, branching, uncertainty)
+            yield seed, branch(envs, policy, expert, seed, branching, uncertainty, config.states)
 
 
 def collect(config: CollectConfig) -> list[Recorded]:

@@ -1,8 +1,8 @@
 """Any gymnasium environment behind this project's contract.
 
-    observation  {camera: (h, w, 3) u8, ..., "state": (P,) f32}
+    observation  {camera: (h, w, 3) u8, ..., "state": (P,) f32}, and "camera.pose": (8,) f32 of cameras that tell it
     info         instruction, success, progress, subtask, and where they exist score (numbers to report) and scene
-    attributes   robot_spec, env_id, instruction, criterion, split, max_steps
+    attributes   robot_spec, env_id, instruction, criterion, split, max_steps, and maybe sim_state(whole) for episodes
 
 Our own tasks say all of this themselves. What a foreign environment does not say is settled here, by documented
 defaults that `AdapterConfig` overrides; nothing about the environment has to be edited.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -21,7 +21,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from envs.types import ActionSpec, CameraSpec, Spec, StateSpec
+from envs.types import POSE, ActionSpec, CameraSpec, Spec, StateSpec, pose_key
 
 DEFAULT_IMAGE_SIZE = 64  # pixels, of what `render` shows where the observation holds no picture
 DEFAULT_CONTROL_HZ = 20.0
@@ -43,6 +43,8 @@ class AdapterConfig:
         pictures).
     positions: parts of the state, `key[0:3]` each, that are positions in metres in the world frame (none). Errors are
         then told in centimetres, and training can move the scene.
+    poses: camera -> which eight numbers of the observation, `key` or `key[0:8]`, are its pose, `envs.types.POSE`, NaN
+        where it is not known (none). A key that is named here is no part of the state unless `state` names it too.
     grippers: indices of the action dimensions that are grippers, which open at the low end of their range (none).
     action_low, action_high: the range of every action dimension that has none of its own.
     control_hz: control steps a second (`metadata["render_fps"]`, or 20).
@@ -56,6 +58,7 @@ class AdapterConfig:
     image_size: int | None = None
     state: tuple[str, ...] | None = None
     positions: tuple[str, ...] = ()
+    poses: Mapping[str, str] = field(default_factory=dict)
     grippers: tuple[int, ...] = ()
     action_low: float | None = None
     action_high: float | None = None
@@ -93,13 +96,16 @@ class Adapter(gym.Wrapper):
             self.robot_spec = env.unwrapped.robot_spec
             return
         self._pictures, self._numbers = sort_out(env.observation_space)
-        self._state_parts = [part_of(key, self._numbers) for key in config.state or self._numbers]
+        self._pose_parts = {camera: part_of(key, self._numbers, "env.poses") for camera, key in config.poses.items()}
+        posed = {key for key, _ in self._pose_parts.values()}
+        state = config.state or [key for key in self._numbers if key not in posed]
+        self._state_parts = [part_of(key, self._numbers) for key in state]
         self.robot_spec = self._spec()
         spec = self.robot_spec
         images = {c.name: gym.spaces.Box(0, 255, (c.height, c.width, 3), np.uint8) for c in spec.cameras}
-        self.observation_space = gym.spaces.Dict(
-            images, state=gym.spaces.Box(spec.state_low, spec.state_high, (len(spec.state),), np.float32)
-        )
+        poses = {pose_key(c.name): gym.spaces.Box(-np.inf, np.inf, (len(POSE),)) for c in spec.cameras if c.posed}
+        state = gym.spaces.Box(spec.state_low, spec.state_high, (len(spec.state),), np.float32)
+        self.observation_space = gym.spaces.Dict({**images, **poses, "state": state})
         self.action_space = gym.spaces.Box(spec.action_low, spec.action_high)
 
     # gymnasium's interface
@@ -125,6 +131,12 @@ class Adapter(gym.Wrapper):
         told = self._info(raw, info, terminated)
         ended = bool(terminated) or (self.config.stop and told["success"])
         return self._observation(raw), float(reward), ended, bool(truncated), told
+
+    def sim_state(self, whole: bool = True) -> np.ndarray:
+        """The simulator's state, (X,) f64, whole or what of it can be seen; (0,) where the environment has no
+        `sim_state` to tell it."""
+        tell = getattr(self.env.unwrapped, "sim_state", None)
+        return np.zeros(0) if tell is None else np.asarray(tell(whole), np.float64)
 
     def picture(self, size: int) -> np.ndarray:
         """The scene for people, (size, size, 3) u8: what `render` shows."""
@@ -178,16 +190,30 @@ class Adapter(gym.Wrapper):
         config, cameras = self.config, []
         for name, space in self._pictures.items():
             height, width = (config.image_size,) * 2 if config.image_size else space.shape[:2]
-            cameras.append(CameraSpec(name, height, width))
+            cameras.append(CameraSpec(name, height, width, posed=name in config.poses))
         if not cameras:
             if self.env.render_mode != "rgb_array":
                 raise ValueError(
                     "the observation holds no picture, and the environment does not render one: "
                     "make it with render_mode=rgb_array"
                 )
-            cameras = [CameraSpec("render", *(config.image_size or DEFAULT_IMAGE_SIZE,) * 2)]
+            sides = (config.image_size or DEFAULT_IMAGE_SIZE,) * 2
+            cameras = [CameraSpec("render", *sides, posed="render" in config.poses)]
+        self._check_poses([camera.name for camera in cameras])
         rate = config.control_hz or self.env.metadata.get("render_fps") or DEFAULT_CONTROL_HZ
         return Spec(tuple(cameras), tuple(self._state()), self._actions(), float(rate))
+
+    def _check_poses(self, cameras: list[str]) -> None:
+        unknown = [name for name in self.config.poses if name not in cameras]
+        if unknown:
+            raise ValueError(f"env.poses names {', '.join(unknown)}, but the cameras are {', '.join(cameras)}")
+        for camera, (key, part) in self._pose_parts.items():
+            count = len(range(*part.indices(int(np.prod(self._numbers[key].shape)))))
+            if count != len(POSE):
+                raise ValueError(
+                    f"env.poses.{camera} is {count} numbers: a pose is {len(POSE)}, {', '.join(POSE)} (key[0:8] takes "
+                    "eight of more)"
+                )
 
     def _state(self) -> list[StateSpec]:
         named = {}  # key and index of what is a position -> its name
@@ -234,6 +260,8 @@ class Adapter(gym.Wrapper):
             if picture is None or np.ndim(picture) != 3:
                 raise ValueError(f"camera `{camera.name}` gave no picture of shape (h, w, 3): {np.shape(picture)}")
             obs[camera.name] = resized(np.asarray(picture), camera.height, camera.width)
+        for camera, (key, part) in self._pose_parts.items():
+            obs[pose_key(camera)] = np.ravel(flat[key])[part].astype(np.float32)
         parts = [np.ravel(flat[key])[part].astype(np.float32) for key, part in self._state_parts]
         obs["state"] = np.concatenate(parts) if parts else np.zeros(0, np.float32)
         return obs
@@ -255,7 +283,7 @@ def seed_of(split: str, seed: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0] & 0x7FFFFFFF)
 
 
-def part_of(key: str, numbers: Mapping[str, gym.Space]) -> tuple[str, slice]:
+def part_of(key: str, numbers: Mapping[str, gym.Space], setting: str = "env.state") -> tuple[str, slice]:
     """`key` or `key[0:3]` -> the key and its part. ValueError where the observation has no such numbers."""
     name, bracket, inside = key.partition("[")
     first, _, last = inside.removesuffix("]").partition(":")
@@ -264,7 +292,7 @@ def part_of(key: str, numbers: Mapping[str, gym.Space]) -> tuple[str, slice]:
     if name in numbers and first.isdigit() and last.isdigit():
         if int(first) < int(last) <= np.prod(numbers[name].shape):
             return name, slice(int(first), int(last))
-    raise ValueError(f"env.state holds `{key}`, but the observation has {', '.join(numbers)}; parts are key[0:3]")
+    raise ValueError(f"{setting} holds `{key}`, but the observation has {', '.join(numbers)}; parts are key[0:3]")
 
 
 def sort_out(space: gym.Space) -> tuple[dict[str, gym.spaces.Box], dict[str, gym.Space]]:

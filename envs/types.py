@@ -25,6 +25,11 @@ HELD_NOTHING, HELD_UNKNOWN = -1, -2
 POSE = ("x", "y", "z", "qw", "qx", "qy", "qz", "fovy")
 
 
+def pose_key(camera: str) -> str:
+    """The name of a camera's pose in an environment's observation."""
+    return f"{camera}.pose"
+
+
 @dataclass(frozen=True)
 class CameraSpec:
     """One camera: pixels, multiples of the frame tokenizer's patch. posed: observations may tell its pose, `POSE`."""
@@ -274,6 +279,14 @@ class Observation:
         parts = ({name: array[index] for name, array in named.items()} for named in (self.images, self.poses))
         images, poses = parts
         return Observation(images, self.state[index], poses)
+
+    @classmethod
+    def of(cls, raw: Mapping[str, np.ndarray], spec: Spec) -> Observation:
+        """From an environment's, which holds `state`, a picture for each camera, and maybe its pose (`pose_key`)."""
+        names = [camera.name for camera in spec.cameras]
+        told = {camera.name: pose_key(camera.name) for camera in spec.cameras if camera.posed}
+        poses = {name: np.asarray(raw[key], np.float32) for name, key in told.items() if key in raw}
+        return cls({name: raw[name] for name in names}, np.asarray(raw["state"], np.float32), poses)
 
     @classmethod
     def stack(cls, observations: Sequence[Observation]) -> Observation:

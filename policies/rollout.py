@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from envs.types import HELD_UNKNOWN, Episode, Observation, Scene, Spec, check_action
 from policies.base import Policy, SinglePolicy, ask, batched
+
+# What is recorded of the simulator: its whole state, only what can be seen of it, or nothing.
+States = Literal["whole", "drawn", "none"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ def rollout(
     expert: SinglePolicy | None = None,
     on_step: Callable[[Step], None] | None = None,
     max_steps: int | None = None,
+    states: States = "none",
 ) -> Iterator[Rollout]:
     """Run one episode a seed, as many at a time as there are environments; yields each when it ends, in that order.
 
@@ -67,6 +71,7 @@ def rollout(
     envs: autoreset disabled; behind the contract of `envs.adapter`.
     seeds: of the episodes and of the policy. expert: asked at every control step what it would do; its answers become
         `Episode.expert`, NaN without it.
+    states: record the simulator's state at every step, where the environments tell it.
     Raises ValueError, naming the control step, for a bad observation of an environment or action of a policy.
     """
     if envs.metadata.get("autoreset_mode") not in (AutoresetMode.DISABLED, AutoresetMode.DISABLED.value):
@@ -78,7 +83,7 @@ def rollout(
     robots: list[_Robot | None] = [None] * envs.num_envs  # one without an episode is idle
     over = np.ones(envs.num_envs, bool)  # whose environment must be reset before it is stepped
     while True:
-        _begin(envs, robots, over, todo, policy, expert, spec)
+        _begin(envs, robots, over, todo, policy, expert, spec, states)
         at_work = {i: robot for i, robot in enumerate(robots) if robot}
         if not at_work:
             return
@@ -91,10 +96,12 @@ def rollout(
         actions = np.stack([robot.pending[0] if robot else spec.rest for robot in robots])
         raw, rewards, terminated, truncated, infos = envs.step(actions)
         over = np.logical_or(terminated, truncated)
+        simulated = _simulated(envs, states)
         for i, robot in at_work.items():
             obs, action, decided = robot.observations[-1], robot.pending.pop(0), robot in deciding
             robot.after_step(action, rewards[i], _observation(raw, i, spec, len(robot.actions) + 1), info_of(infos, i))
             robot.terminated, robot.truncated = bool(terminated[i]), bool(truncated[i])
+            robot.simulated.append(simulated[i])
             if on_step:
                 on_step(Step(i, len(robot.actions) - 1, decided, obs, action, robot.state, robot.infos[-1]))
             if robot.ended(limit):
@@ -113,6 +120,7 @@ class _Robot:
     expert_state: Any
     observations: list[Observation]
     infos: list[dict[str, Any]]
+    simulated: list[np.ndarray]  # the simulator's states
     actions: list[np.ndarray] = field(default_factory=list)
     labels: list[np.ndarray] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
@@ -159,6 +167,8 @@ class _Robot:
             env_id=envs.get_attr("env_id")[0],
             seed=self.seed,
             spec=spec,
+            poses=seen.poses,
+            sim_state=np.stack(self.simulated) if self.simulated[0].size else np.zeros((0, 0)),
             split=envs.get_attr("split")[0],
             off_task_steps=min(int(getattr(self.state, "off_task_steps", 0)), count - 1),
             terminated=self.terminated,
@@ -171,7 +181,7 @@ class _Robot:
 
 def _begin(
     envs: VectorEnv, robots: list[_Robot | None], over: np.ndarray, todo: Iterator[int], policy: Policy,
-    expert: Policy | None, spec: Spec,
+    expert: Policy | None, spec: Spec, states: States,
 ) -> None:  # fmt: skip
     """Give every idle robot the next seed. One for which there is none stays idle, but is stepped beside the others
     while they work, so it is reset too where its environment is over."""
@@ -183,13 +193,19 @@ def _begin(
         return
     raw, infos = envs.reset(seed=[seeds.get(i) for i in range(len(robots))], options={"reset_mask": mask})
     over[:] = False
+    simulated = _simulated(envs, states)
     for i, seed in seeds.items():
         info = info_of(infos, i)
         instruction = info["instruction"]
         robots[i] = _Robot(
             seed, spec, instruction, policy.init(instruction, seed), expert.init(instruction, seed) if expert else None,
-            [_observation(raw, i, spec, step=0)], [info],
+            [_observation(raw, i, spec, step=0)], [info], [simulated[i]],
         )  # fmt: skip
+
+
+def _simulated(envs: VectorEnv, states: States) -> Sequence[np.ndarray]:
+    """Each robot's simulator state (X,) f64, (0,) where there is none or none is asked for."""
+    return [np.zeros(0)] * envs.num_envs if states == "none" else envs.call("sim_state", states == "whole")
 
 
 def _decide(robots: Sequence[_Robot], policy: Policy, spec: Spec) -> None:
@@ -237,8 +253,7 @@ def info_of(infos: dict[str, Any], i: int) -> dict[str, Any]:
 def _observation(raw: dict[str, np.ndarray], i: int, spec: Spec, step: int) -> Observation:
     """Robot i's, copied: the vector may write the next one over it."""
     try:
-        images = {camera.name: raw[camera.name][i].copy() for camera in spec.cameras}
-        return Observation(images, raw["state"][i].astype(np.float32)).check(spec)
+        return Observation.of({name: value[i].copy() for name, value in raw.items()}, spec).check(spec)
     except ValueError as error:
         raise ValueError(f"the environment's {error} (control step {step})") from error
 

@@ -52,6 +52,17 @@ def test_import_law(path):
             assert not within(module, simulator), f"{path}:{line}: {package} may not import {module}"
 
 
+def test_one_place_loads_the_wild_scenes():
+    """Training that meets what it is to be judged by: only a reset in that split may load them, and no command that
+    records or trains asks for it."""
+    for path in FILES:
+        if any(within(module, ("envs.sim.wild",)) for _, module in imports(path)):
+            assert path == ROOT / "envs" / "sim" / "tabletop.py", f"{path} loads envs.sim.wild"
+    at_import = ast.parse((ROOT / "envs" / "sim" / "tabletop.py").read_text()).body
+    names = [node.module for node in at_import if isinstance(node, ast.ImportFrom)]
+    assert "envs.sim.splits" in names and "envs.sim.wild" not in names
+
+
 def is_command(path: Path) -> bool:
     return '__name__ == "__main__"' in path.read_text()
 

@@ -19,7 +19,7 @@ from gymnasium.vector import SyncVectorEnv
 from envs.adapter import vector
 from envs.types import Episode, Observation, Spec
 from policies.base import SinglePolicy, ask_one
-from policies.rollout import Step, rollout
+from policies.rollout import States, Step, rollout
 
 WAYS = ("push", "push with the jaws reversed", "advice with the jaws reversed", "advice with noise")
 
@@ -98,11 +98,12 @@ Uncertainty = Callable[[Episode], np.ndarray]  # an episode of T control steps -
 
 def branch(
     envs: SyncVectorEnv, trunk: SinglePolicy, expert: SinglePolicy, seed: int, config: BranchConfig,
-    uncertainty: Uncertainty | None = None,
+    uncertainty: Uncertainty | None = None, states: States = "none",
 ) -> list[Episode]:  # fmt: skip
     """The branches of one seed and at last their trunk, in the order of `config.names`.
 
     envs: of one environment. uncertainty: a fork is as likely where it is this large; evenly likely everywhere without.
+    states: as for `rollout`.
     """
     (env,), rng = envs.envs, np.random.default_rng([seed, 19])
     saved: list[tuple[Any, dict[str, Any]]] = []  # after every control step
@@ -110,7 +111,7 @@ def branch(
     def on_step(step: Step) -> None:
         saved.append((env.unwrapped.save_state(), step.info))
 
-    (trunk_run,) = rollout(envs, trunk, [seed], expert, on_step)
+    (trunk_run,) = rollout(envs, trunk, [seed], expert, on_step, states=states)
     whole = trunk_run.episode
     # A branch needs a chunk of history, and the trunk's own next chunk to differ from.
     fits = np.arange(1, max(len(whole) - 2 * config.chunk, 2))
@@ -129,7 +130,7 @@ def branch(
                 another_way(way, whole.expert[min(start + config.chunk, len(whole) - 1) :], lasting, rng, whole.spec),
             ])  # fmt: skip
             restored = vector([lambda here=here, info=info: RestoredEnv(env, here, info)])
-            (run,) = rollout(restored, ReplayThenPolicy(actions, expert), [seed], expert)
+            (run,) = rollout(restored, ReplayThenPolicy(actions, expert), [seed], expert, states=states)
             episodes.append(run.episode)
     return [*episodes, whole]
 

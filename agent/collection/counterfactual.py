@@ -113,8 +113,7 @@ def follow(
 
 def observe(env: gym.Env, spec: Spec) -> Observation:
     """What the cameras and the robot show now."""
-    raw = env.unwrapped.observe()
-    return Observation({camera.name: raw[camera.name] for camera in spec.cameras}, raw["state"])
+    return Observation.of(env.unwrapped.observe(), spec)
 
 
 def different_ways(model: SimulatorModel, situation: Situation, rng: np.random.Generator, spec: Spec) -> np.ndarray:

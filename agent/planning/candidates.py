@@ -25,7 +25,7 @@ def dct_basis(steps: int) -> Tensor:
 
 
 def as_chunks(actions: Tensor, chunk: int, stride: int) -> Tensor:
-    """Control steps (..., (H - 1) n + M, A) -> the chunks (..., H, M, A) that begin at every n-th of them, n = stride."""
+    """Control steps (..., (H - 1) n + M, A) -> the chunks (..., H, M, A) that begin at each n-th of them; n: stride."""
     return actions.unfold(-2, chunk, stride).transpose(-1, -2)
 
 

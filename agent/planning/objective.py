@@ -28,8 +28,8 @@ class Objective:
     Let T be the control steps from now until the first success, and the score E[gamma^T]. The value of a state is
     trained as gamma^(control steps from it until the next success): 1 where success holds already, 0 where none follows
     (`value_to_come`). So the value that is imagined after one chunk says all there is to say of it, and with a horizon
-    of one model step, of M control steps or of the first few of them, the score is gamma^M value_1. The probability of success in that same state is contained in its
-    value, and is not added.
+    of one model step, of M control steps or of the first few of them, the score is gamma^M value_1. The probability of
+    success in that same state is contained in its value, and is not added.
 
     With a horizon of H model steps, split by when success comes first. A success within a chunk is seen at its end,
     where the arm rests and success still holds; at step h it is worth gamma^(M h). Where none came before step H, the

@@ -9,8 +9,9 @@ One search serves R robots at once, and each gets the plan that it would get alo
 before it begins (`Draws`); from there on the search is a function of tensors that stay on the model's device.
 
 Shapes: R robots, N candidates, H model steps, M control steps a chunk, A action dimensions, of which G are grippers
-and D are not. A model step covers the M control steps of a chunk, or with `imagine` the first few of them. C = N x iterations, all candidates of a decision; E elites. What candidates are made from, the action
-space, the random numbers and the chunks that a search begins with, is in candidates.py.
+and D are not. A model step covers the M control steps of a chunk, or with `imagine` the first few of them.
+C = N x iterations, all candidates of a decision; E elites. What candidates are made from, the action space, the random
+numbers and the chunks that a search begins with, is in candidates.py.
 """
 
 from __future__ import annotations

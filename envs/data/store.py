@@ -97,14 +97,17 @@ class EpisodeStore:
             raise EpisodeError(f"cannot write episode {path}: {error.strerror or error}") from error
         return path
 
-    def read(self, name: str) -> Episode:
-        """The episode of this name. Raise EpisodeError where the file is missing, damaged or of another format."""
+    def read(self, name: str, states: bool = True) -> Episode:
+        """The episode of this name. Raise EpisodeError where the file is missing, damaged or of another format.
+
+        states: with the simulator's states, which may be larger than its pictures and which no training reads.
+        """
         path = self.path(name)
         try:
             data = path.read_bytes()
         except OSError as error:
             raise EpisodeError(f"cannot read episode {path}: {error.strerror or error}") from error
-        return from_bytes(data, str(path))
+        return from_bytes(data, str(path), states)
 
     def split(self, every: int) -> tuple[list[str], list[str]]:
         """The names to train on, and those of about every n-th seed to measure on: branches of one state stay together.
@@ -163,8 +166,9 @@ def to_bytes(episode: Episode) -> bytes:
     return body + hashlib.sha256(body).hexdigest().encode()
 
 
-def from_bytes(data: bytes, where: str) -> Episode:
-    """The episode of a file's bytes. `where` names the file in the EpisodeError of a damaged one."""
+def from_bytes(data: bytes, where: str, states: bool = True) -> Episode:
+    """The episode of a file's bytes. `where` names the file in the EpisodeError of a damaged one. states: read the
+    simulator's states too."""
     body, digest = data[:-DIGEST_CHARS], data[-DIGEST_CHARS:]
     if not body or hashlib.sha256(body).hexdigest().encode() != digest:
         raise EpisodeError(
@@ -177,7 +181,7 @@ def from_bytes(data: bytes, where: str) -> Episode:
             written = meta.pop("format")
             if written not in READABLE:
                 raise ValueError(f"it is of format {written}, and not of format {' or '.join(map(str, READABLE))}")
-            found = set(archive.files) - {"metadata"}
+            found = set(archive.files) - {"metadata"} - (set() if states else {"sim_state"})
             arrays = {name: archive[name] for name in found if "/" not in name}
             spec = Spec.from_dict(meta["spec"])
             named = {field: {} for field in NAMED}

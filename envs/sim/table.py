@@ -5,7 +5,7 @@ from envs.types import ActionSpec, CameraSpec, Spec, StateSpec
 TABLE_HEIGHT = 0.8  # metres
 
 SPEC = Spec(
-    cameras=(CameraSpec("main", 64, 64), CameraSpec("wrist", 32, 32)),
+    cameras=(CameraSpec("main", 64, 64, posed=True), CameraSpec("wrist", 32, 32, posed=True)),
     state=(
         StateSpec("gripper.x", -0.4, 0.4, "m"), StateSpec("gripper.y", -0.4, 0.4, "m"),
         StateSpec("gripper.z", 0.7, 1.4, "m"),

@@ -7,8 +7,8 @@ Physics, robot and controller (OSC_POSE at 20 Hz) are robosuite's; rendering is 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import gymnasium as gym
@@ -18,11 +18,14 @@ from scipy.spatial.transform import Rotation
 
 from envs.sim import meshes, stability
 from envs.sim.backend import ManipulationEnv
+from envs.sim.cameras import VIEW_SIZE, VIEWS, check_views, pose_of
 from envs.sim.controller import ArmController
-from envs.sim.looks import Look
+from envs.sim.looks import DEFAULT_LOOKS, Look, check_looks
 from envs.sim.rendering import Renderer
+from envs.sim.splits import EVALUATION_ONLY, SPLITS, check_split, outside
+from envs.sim.state import SimState
 from envs.sim.table import SPEC
-from envs.types import Scene, check_action
+from envs.types import Scene, check_action, pose_key
 
 # Rendered this many times larger, then averaged: cheaper than multisampling. With 2 the edges are jagged, and the frame
 # tokenizer spends its bits on them (0.7 dB, LOG.md).
@@ -32,32 +35,19 @@ CAMERAS = {"main": "main", "wrist": "robot0_eye_in_hand"}  # ours -> the simulat
 # What the state can be, metres and radians, for gymnasium's space: the arm is bolted down, and jaws are this wide.
 # `SPEC` has the ranges that matter, which are narrower and may be left.
 STATE_BOUND = np.array([2, 2, 2, np.pi, np.pi, np.pi, 0.2], np.float32)
+POSE_BOUND = np.array([10, 10, 10, 1, 1, 1, 1, np.pi], np.float32)  # the same of a camera's pose
 RENDER_SIZE = 256  # pixels
-SPLITS = ("train", "seen", "unseen")  # `seen` has the ranges of `train` and other seeds; `unseen` leaves the ranges
-
-
-@dataclass(frozen=True)
-class SimState:
-    """Everything that a step depends on. Physics alone is not enough: the gripper's command builds up over steps, and
-    the first step of an episode differs (see `ArmController`).
-
-    episode: what it is a state of; it can be loaded there only. Another environment that was reset to the same episode
-        (task, split and seed) is as good, also in another process.
-    warnings: MuJoCo's counts so far.
-    """
-
-    episode: str
-    warnings: np.ndarray
-    physics: np.ndarray
-    gripper_command: np.ndarray
-    task: Any
+# Metres and degrees from where it always starts, within which the hand starts where `start` is outside training.
+ELSEWHERE = ((0.05, 0.09), (5.0, 15.0))
 
 
 class Tabletop(gym.Env):
     """A gymnasium task on the table; subclasses fill in the methods of the second half.
 
-    Observation: {"main": (64, 64, 3) u8, "wrist": (32, 32, 3) u8, "state": (P,) f32}; action: (A,) in [-1, 1],
-    OSC_POSE deltas (1 = 5 cm, 0.5 rad) and the gripper (-1 opens, 1 closes). `info` carries the instruction, the
+    Observation: {"main": (64, 64, 3) u8, "wrist": (32, 32, 3) u8, "state": (P,) f32} and, unless tell_poses is False,
+    where the cameras are, {"main.pose": (8,) f32, "wrist.pose": (8,) f32} as `envs.types.POSE`, relative to the world
+    and to the hand. Action: (A,) in [-1, 1], OSC_POSE deltas (1 = 5 cm, 0.5 rad) and the gripper (-1 opens, 1 closes).
+    `info` carries the instruction, the
     episode's `split`, `success`, `progress`, `subtask`, the task's `score`s, the privileged `scene`, and in `warnings`
     how often MuJoCo dropped contacts or constraints (`contacts_dropped`, `constraints_dropped`; empty as it should be).
 
@@ -66,28 +56,42 @@ class Tabletop(gym.Env):
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": SPEC.control_hz}
-    robot_spec = SPEC
     instruction: str
     subtask_names: tuple[str, ...]
     criterion: str  # what success means, in words, for reports
     variant = ""  # which form of the task, where it has several
-    timestep = 0.002
+    timestep = 0.002  # seconds, a whole number of them a control step
 
-    def __init__(self, split: str = "train", render_mode: str | None = "rgb_array") -> None:
+    def __init__(
+        self, split: str = "train", looks: str = DEFAULT_LOOKS, render_mode: str | None = "rgb_array",
+        tell_poses: bool = True,
+    ) -> None:  # fmt: skip
+        """looks: what the ranges of training show, `plain` or `wide` (envs/sim/looks.py). tell_poses: whether the
+        observations tell where the cameras are."""
         check_split(split)
+        check_looks(looks)
+        substeps = 1 / SPEC.control_hz / self.timestep
+        if not np.isclose(substeps, round(substeps), rtol=0, atol=1e-9) or substeps < 0.5:
+            raise ValueError(
+                f"a time step of {self.timestep} s does not divide the {1 / SPEC.control_hz} s between two commands: "
+                "the robot would run at another rate than it says"
+            )
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             modes = ", ".join(self.metadata["render_modes"])
             raise ValueError(f"render_mode must be one of {modes}, or None, got {render_mode!r}")
-        self.split = split
+        self.split, self.looks = split, looks
         self.render_mode = render_mode
+        self.robot_spec = replace(SPEC, cameras=tuple(replace(c, posed=tell_poses) for c in SPEC.cameras))
         images = {c.name: gym.spaces.Box(0, 255, (c.height, c.width, 3), np.uint8) for c in SPEC.cameras}
+        poses = {pose_key(c.name): gym.spaces.Box(-POSE_BOUND, POSE_BOUND) for c in self.robot_spec.cameras if c.posed}
         state = gym.spaces.Box(-STATE_BOUND, STATE_BOUND)
-        self.observation_space = gym.spaces.Dict(images, state=state)
+        self.observation_space = gym.spaces.Dict({**images, **poses, "state": state})
         self.action_space = gym.spaces.Box(SPEC.action_low, SPEC.action_high)
         self._built: ManipulationEnv | None = None
         self._controller: ArmController | None = None
         self._episode = ""  # names the episode that is under way
         self._closed = False
+        self._only_drawn = False  # a state without velocities was loaded
         self._renderer = Renderer()
 
     # gymnasium's interface
@@ -95,20 +99,27 @@ class Tabletop(gym.Env):
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         """Start an episode. The same seed and split give the same episode, bit for bit.
 
-        options: {"split": one of SPLITS} for this episode alone. ValueError for any other.
+        options, for this episode alone: "split", one of SPLITS, and "look", 0 (the default) for the episode's own and
+        any other whole number for another one: what is seen differs (textures, colours, light, cameras) and what
+        happens does not, so a state that was saved under one look can be loaded under another. ValueError for any
+        other option or value.
         """
         options = dict(options or {})
-        split = options.pop("split", self.split)
+        split, look = options.pop("split", self.split), options.pop("look", 0)
         check_split(split)
+        if isinstance(look, bool) or not isinstance(look, int | np.integer) or not 0 <= look < 2**31:
+            raise ValueError(f"the option `look` must be a whole number from 0 on, got {look!r}")
         if options:
-            raise ValueError(f"reset takes the option `split`, got {', '.join(map(repr, options))}")
+            raise ValueError(f"reset takes the options `split` and `look`, got {', '.join(map(repr, options))}")
         super().reset(seed=seed)
-        self._episode, self._closed = "", False
+        self._episode, self._closed, self._only_drawn = "", False, False
         # the split is part of the seed, so `seen` never repeats an episode of `train`
         drawn = int(self.np_random.integers(2**31))
         rng = np.random.default_rng([SPLITS.index(split), drawn])
+        # from 1 on: numpy gives a list that ends in 0 the stream of the list without it
+        look_rng = np.random.default_rng([SPLITS.index(split), drawn, 1 + int(look)])
         try:
-            self._begin(rng, unseen=split == "unseen")
+            self._begin(rng, look_rng, split)
         except Exception:
             self._built = self._controller = None  # half made: what needs an episode shall say that there is none
             raise
@@ -116,16 +127,25 @@ class Tabletop(gym.Env):
         self._episode = " ".join(filter(None, (type(self).__name__, self.variant, split, f"{drawn:010d}")))
         return self.observe(), self._info()
 
-    def _begin(self, rng: np.random.Generator, unseen: bool) -> None:
-        """Draw an episode, compile its model and bring the simulation to its first state."""
-        look = Look.draw(rng, unseen)
-        self._draw(rng, unseen)
+    def _begin(self, rng: np.random.Generator, look_rng: np.random.Generator, split: str) -> None:
+        """Draw an episode and how it looks, compile its model and bring the simulation to its first state."""
+        factors = outside(split)
+        self._draw(rng, unseen="size" in factors)
+        (views_rng,) = look_rng.spawn(1)  # of its own: what is drawn for the views changes nothing else
+        self._draw_look(look_rng, unseen="hue" in factors)
+        if split in EVALUATION_ONLY:
+            from envs.sim.wild import WildLook  # here alone: nothing that trains may load it (tests/test_house.py)
+
+            look = WildLook.draw(rng, look_rng, self._working_area())
+        else:
+            look = Look.draw(look_rng, factors, self.looks)
 
         def edit(xml: str) -> str:
             root = ElementTree.fromstring(xml)
             root.find("option").set("timestep", str(self.timestep))
-            look.apply(root)
+            root.find("worldbody").extend(place.moved(views_rng).element(name) for name, place in VIEWS.items())
             self._edit(root)
+            look.apply(root)
             return meshes.cheapen(ElementTree.tostring(root, encoding="unicode"))  # last: it shrinks what was chosen
 
         if self._built is None:
@@ -138,7 +158,10 @@ class Tabletop(gym.Env):
         world._initialize_sim()
         world._observables = {}
         stability.disable_reset(self._model)
+        look.paint(self._model)
         self._renderer.load(self._model)
+        if "start" in factors:
+            world.robots[0].init_qpos = self._start_elsewhere(rng)
         world._reset_internal()
         world.model_timestep = self.timestep
         self._connect(rng)
@@ -179,6 +202,8 @@ class Tabletop(gym.Env):
         model, data, controller = self._model, self._data, self._controller
         if np.shape(action) != (len(SPEC.action),):
             raise ValueError(f"an action must have the shape ({len(SPEC.action)},), got {np.shape(action)}")
+        if self._only_drawn:
+            raise ValueError("the state that was loaded is not whole: it can be drawn, and nothing follows from it")
         action = check_action(action, SPEC)
         step = self.steps() + 1
         stability.check_warnings(data, step)
@@ -200,11 +225,20 @@ class Tabletop(gym.Env):
     def observe(self) -> dict:
         """What cameras and robot show now."""
         obs = {"state": self._state()}
-        for camera in SPEC.cameras:
+        for camera in self.robot_spec.cameras:
             size = camera.width
-            large = self._render(CAMERAS[camera.name], size * SUPERSAMPLE)
-            obs[camera.name] = cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
+            obs[camera.name] = self._picture(CAMERAS[camera.name], size)
+            if camera.posed:
+                obs[pose_key(camera.name)] = pose_of(self._model, CAMERAS[camera.name])
         return obs
+
+    def observe_views(self, names: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """What can be seen now from places where the robot has no camera, `envs.sim.cameras.VIEWS`.
+
+        Name -> picture (VIEW_SIZE, VIEW_SIZE, 3) u8 and pose (8,) f32. ValueError for an unknown name.
+        """
+        check_views(names)
+        return {name: (self._picture(name, VIEW_SIZE), pose_of(self._model, name)) for name in names}
 
     # exact state
 
@@ -213,8 +247,10 @@ class Tabletop(gym.Env):
         data = self._data
         physics = np.empty(mujoco.mj_stateSize(self._model, mujoco.mjtState.mjSTATE_INTEGRATION))
         mujoco.mj_getState(self._model, data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
-        command = self._gripper.current_action.copy()
-        return SimState(self._episode, data.warning.number.copy(), physics, command, self._task_state())
+        model = np.array([self.timestep, self._model.body_subtreemass[0]])
+        command = np.broadcast_to(self._gripper.current_action, 2).copy()  # robosuite begins with one for both jaws
+        warnings = data.warning.number.copy()
+        return SimState(self._episode, model, warnings, command, self._task_state(), physics)
 
     def load_state(self, state: SimState) -> None:
         """Return to a saved state of the episode that is under way. ValueError for a state of another episode."""
@@ -229,6 +265,23 @@ class Tabletop(gym.Env):
         mujoco.mj_setState(self._model, data, state.physics, mujoco.mjtState.mjSTATE_INTEGRATION)
         mujoco.mj_forward(self._model, data)
         data.warning.number[:] = state.warnings
+        self._only_drawn = False
+
+    def sim_state(self, whole: bool = True) -> np.ndarray:
+        """The state as an episode keeps it, (X,) f64. Where it is not to be whole, what only the next step depends on
+        (velocities, accelerations) is NaN: for a cloth those are two thirds of it, and no picture shows them."""
+        flat = self.save_state().flat()
+        if not whole:
+            flat[self._motion] = np.nan
+        return flat
+
+    def load_sim_state(self, flat: np.ndarray) -> None:
+        """Return to what `sim_state` gave in the episode that is under way, under whichever look; from one that is not
+        whole no step can be taken. ValueError for one of another version of the model; one of another episode cannot
+        be told."""
+        motion = np.isnan(flat)
+        self.load_state(self.save_state().with_values(np.where(motion, 0.0, flat)))
+        self._only_drawn = bool(motion.any())
 
     # what a task fills in
 
@@ -237,7 +290,15 @@ class Tabletop(gym.Env):
         raise NotImplementedError
 
     def _draw(self, rng: np.random.Generator, unseen: bool) -> None:
-        """Draw what varies between episodes."""
+        """Draw what varies between episodes: sizes, places, whatever the motion depends on. unseen: other sizes."""
+
+    def _draw_look(self, rng: np.random.Generator, unseen: bool) -> None:
+        """Draw what varies between looks of one episode: colours, nothing that the motion depends on. unseen: other
+        hues."""
+
+    def _working_area(self) -> tuple[np.ndarray, float, float]:
+        """Centre (2,) in m, half the side in m, and yaw of the square on the table that the task needs for itself."""
+        raise NotImplementedError
 
     def _edit(self, root: ElementTree.Element) -> None:
         """Write what was drawn into the MJCF tree."""
@@ -248,10 +309,11 @@ class Tabletop(gym.Env):
     def _before_step(self, action: np.ndarray) -> None:
         """Whatever happens once a control step beside the robot's own motion."""
 
-    def _task_state(self) -> Any:
-        """What `save_state` keeps of the task itself."""
+    def _task_state(self) -> np.ndarray:
+        """What the task remembers beside the physics, (n,) f64 of a fixed length."""
+        return np.zeros(0)
 
-    def _load_task_state(self, state: Any) -> None:
+    def _load_task_state(self, state: np.ndarray) -> None:
         """Put back what `_task_state` gave."""
 
     def success(self) -> bool:
@@ -312,6 +374,16 @@ class Tabletop(gym.Env):
         return self._world.sim.data._data
 
     @property
+    def _motion(self) -> np.ndarray:
+        """Where a flat state holds velocities and accelerations: indices from its end, where the physics stand."""
+        whole, found = int(mujoco.mjtState.mjSTATE_INTEGRATION), []
+        for part in (mujoco.mjtState.mjSTATE_QVEL, mujoco.mjtState.mjSTATE_WARMSTART):
+            below = whole & (int(part) - 1)  # the parts stand in the order of their bits
+            begin, count = (mujoco.mj_stateSize(self._model, sig) for sig in (below, int(part)))
+            found.append(np.arange(begin, begin + count))
+        return np.concatenate(found) - mujoco.mj_stateSize(self._model, whole)
+
+    @property
     def _gripper(self):
         return self._world.robots[0].gripper["right"]
 
@@ -325,6 +397,27 @@ class Tabletop(gym.Env):
         return float(left - right)
 
     # inside
+
+    def _start_elsewhere(self, rng: np.random.Generator) -> np.ndarray:
+        """Joints (7,) with which the hand starts ELSEWHERE."""
+        model, data, robot = self._model, mujoco.MjData(self._model), self._world.robots[0]
+        joints = [model.joint(name).qposadr[0] for name in robot.robot_model.joints]
+        site = model.site(robot.gripper["right"].important_sites["grip_site"]).id
+        usual = np.array(robot.init_qpos)
+
+        def pose(at: np.ndarray) -> tuple[np.ndarray, Rotation]:
+            data.qpos[joints] = at
+            mujoco.mj_kinematics(model, data)
+            return data.site_xpos[site].copy(), Rotation.from_matrix(data.site_xmat[site].reshape(3, 3))
+
+        position, rotation = pose(usual)
+        (least, most), (least_turn, most_turn) = ELSEWHERE
+        while True:
+            start = usual + rng.uniform(-0.15, 0.15, len(usual))
+            moved, turned = pose(start)
+            turn = np.degrees((turned * rotation.inv()).magnitude())
+            if least < np.linalg.norm(moved - position) < most and least_turn < turn < most_turn:
+                return start
 
     @property
     def _grip_site(self) -> int:
@@ -343,11 +436,10 @@ class Tabletop(gym.Env):
             "score": self.score(), "warnings": stability.dropped(self._data),
         }  # fmt: skip
 
+    def _picture(self, camera: str, size: int) -> np.ndarray:
+        """(size, size, 3) u8, drawn larger and averaged."""
+        large = self._render(camera, size * SUPERSAMPLE)
+        return cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
+
     def _render(self, camera: str, size: int) -> np.ndarray:
         return self._renderer.render(self._data, camera, size)
-
-
-def check_split(split: str) -> None:
-    """Raise ValueError where there is no such split."""
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")

@@ -9,6 +9,7 @@ import mujoco
 import numpy as np
 
 from envs.sim.backend import ManipulationEnv, ManipulationTask, TableArena, robot_options
+from envs.sim.looks import DEFAULT_LOOKS
 from envs.sim.table import SPEC, TABLE_HEIGHT
 from envs.sim.tabletop import Tabletop
 from envs.tasks import score
@@ -18,6 +19,7 @@ GRID = 9  # vertices along each side
 CORNERS = ((0, GRID - 1), (0, 0), (GRID - 1, GRID - 1), (GRID - 1, 0))  # near left, near right, far left, far right
 GRASP_RADIUS = 0.025  # metres from the grip site to the vertex that is grasped: jaws that close on cloth hold cloth
 HOLD_OPENING, LOSE_OPENING = 0.020, 0.030  # metres between the jaws: tied below the one, let go above the other
+HAND = 0.05  # metres around the cloth that the hand needs
 RELEASED_OPENING = 0.060  # metres; a fold is done when the jaws are this far apart
 AT_REST = 0.02  # m/s, the fastest vertex
 TABLE_SIZE = (0.8, 0.8, 0.05)
@@ -40,12 +42,15 @@ class FoldHalf(Tabletop):
         f"released, at rest, both corner pairs under {1000 * score.MAX_CORNER_DISTANCE:.0f} mm "
         f"and mean pair distance under {1000 * score.MAX_PAIR_DISTANCE:.0f} mm"
     )
-    timestep = 0.004
+    timestep = 1 / 240
 
-    def __init__(self, split: str = "train", grasp: str = "constraint", render_mode: str | None = "rgb_array") -> None:
+    def __init__(
+        self, split: str = "train", grasp: str = "constraint", looks: str = DEFAULT_LOOKS,
+        render_mode: str | None = "rgb_array", tell_poses: bool = True,
+    ) -> None:  # fmt: skip
         if grasp not in ("constraint", "friction"):
             raise ValueError(f"grasp must be constraint or friction, got {grasp!r}")
-        super().__init__(split, render_mode)
+        super().__init__(split, looks, render_mode, tell_poses)
         self.grasp = self.variant = grasp
 
     def _build(self) -> ManipulationEnv:
@@ -56,6 +61,8 @@ class FoldHalf(Tabletop):
         self._yaw = rng.uniform(-0.5, 0.5)
         scale = rng.choice([rng.uniform(0.84, 0.89), rng.uniform(1.06, 1.12)]) if unseen else rng.uniform(0.9, 1.05)
         self._spacing = 0.03 * scale
+
+    def _draw_look(self, rng: np.random.Generator, unseen: bool) -> None:
         # training hues run from yellow to blue, unseen ones from purple to red
         hue = rng.uniform(0.78, 1.0) if unseen else rng.uniform(0.12, 0.68)
         self._color = colorsys.hsv_to_rgb(hue, rng.uniform(0.5, 0.9), rng.uniform(0.5, 0.95))
@@ -78,6 +85,9 @@ class FoldHalf(Tabletop):
         for vertex in range(GRID * GRID):
             tie = {"name": f"grasp_{vertex}", "body1": f"cloth_{vertex}", "body2": "gripper0_right_eef"}
             ElementTree.SubElement(equality, "connect", tie | {"anchor": "0 0 0", "active": "false"})
+
+    def _working_area(self) -> tuple[np.ndarray, float, float]:
+        return self._position, self._spacing * (GRID - 1) / 2 + HAND, self._yaw
 
     def _cloth(self) -> ElementTree.Element:
         half = self._spacing * (GRID - 1) / 2
@@ -122,10 +132,6 @@ class FoldHalf(Tabletop):
             distance = np.linalg.norm(self._data.xpos[self._bodies] - self.gripper_position(), axis=-1)
             if distance.min() < GRASP_RADIUS:
                 self._data.eq_active[self._ties[distance.argmin()]] = 1
-
-    # `eq_active` is part of the physics state, so the grasp needs no memory of its own
-    def _task_state(self) -> None:
-        return None
 
     def success(self) -> bool:
         fastest = np.linalg.norm(self._data.qvel[self._dofs], axis=-1).max()

@@ -12,10 +12,13 @@ from envs.sim.backend import RobosuiteLift, robot_options
 from envs.sim.table import SPEC, TABLE_HEIGHT
 from envs.sim.tabletop import Tabletop
 from envs.tasks import score
-from envs.tasks.score import LIFTED, REACHED
+from envs.tasks.score import LIFTED, NARROW, REACHED
 from envs.types import Scene
 
 PLACEMENT = 0.05  # metres each way from the table's centre; robosuite's own is 0.03
+HAND = 0.08  # metres around the cube that open jaws need
+APART = NARROW / 2  # metres between the jaws below which there is no cube between them
+OPPOSED = 0.5  # cosine of the angle to the jaws' axis within which a pad presses from its side
 
 
 class Lift(Tabletop):
@@ -37,6 +40,8 @@ class Lift(Tabletop):
         self._yaw = rng.uniform(-np.pi, np.pi)
         half = rng.choice([rng.uniform(0.017, 0.019), rng.uniform(0.024, 0.0255)]) if unseen else None
         self._half = rng.uniform(0.020, 0.023) if half is None else float(half)
+
+    def _draw_look(self, rng: np.random.Generator, unseen: bool) -> None:
         hue = rng.uniform(0.3, 0.8) if unseen else rng.uniform(-0.05, 0.08) % 1
         self._color = colorsys.hsv_to_rgb(hue, rng.uniform(0.75, 1.0), rng.uniform(0.6, 0.95))
 
@@ -46,6 +51,9 @@ class Lift(Tabletop):
         seen = root.find(".//geom[@name='cube_g0_vis']")
         del seen.attrib["material"]  # its wood is red: no other colour could be told from it
         seen.set("rgba", " ".join(f"{c:.4f}" for c in (*self._color, 1)))
+
+    def _working_area(self) -> tuple[np.ndarray, float, float]:
+        return self._position, self._half + HAND, self._yaw
 
     def _connect(self, rng: np.random.Generator) -> None:
         self._cube = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_BODY, "cube_main")
@@ -58,10 +66,6 @@ class Lift(Tabletop):
         # robosuite's sampler has placed the cube too, but from a generator of its own
         self._data.qpos[where : where + 3] = [*self._position, TABLE_HEIGHT + self._half]
         self._data.qpos[where + 3 : where + 7] = [np.cos(self._yaw / 2), 0, 0, np.sin(self._yaw / 2)]
-
-    # cube, contacts and controller are all in the physics state
-    def _task_state(self) -> None:
-        return None
 
     def success(self) -> bool:
         return bool(self._world._check_success())
@@ -83,6 +87,19 @@ class Lift(Tabletop):
         return {"height_mm": 1000 * float(self._data.xpos[self._cube][2] - TABLE_HEIGHT)}
 
     def _grasped(self) -> bool:
-        """robosuite's test: both finger pads touch the cube."""
-        pairs = self._data.contact.geom.tolist()
-        return all([pad, self._cube_geom] in pairs or [self._cube_geom, pad] in pairs for pad in self._pads)
+        """Whether the cube is between the jaws: they are apart, and each pad presses on it from its own side. Closed
+        jaws that press on it from above touch it with both pads too (robosuite's test)."""
+        if self.opening() < APART:
+            return False
+        first, second = (self._data.geom_xpos[pad] for pad in self._pads)
+        axis = (second - first) / np.linalg.norm(second - first)
+        return self._presses(self._pads[0], axis) and self._presses(self._pads[1], -axis)
+
+    def _presses(self, pad: int, direction: np.ndarray) -> bool:
+        """Whether a pad presses on the cube in this direction, (3,) of length 1."""
+        contact = self._data.contact
+        for (first, second), frame in zip(contact.geom.tolist(), contact.frame, strict=True):
+            if {first, second} == {pad, self._cube_geom}:  # the normal leads from the first to the second
+                if (1 if first == pad else -1) * frame[:3] @ direction > OPPOSED:
+                    return True
+        return False

@@ -83,6 +83,12 @@ def test_bad_settings(config):
         collect(replace(config, policy=PolicyConfig(name="perturbed", perturb={"nois": 1})))
 
 
+def test_wild_scenes_are_not_recorded(config):
+    """Episodes of the split that no training may see, in a folder from which somebody trains."""
+    with pytest.raises(ValueError, match="split=wild is for evaluation alone"):
+        replace(config, env=replace(config.env, split="wild"))
+
+
 def test_simulator_repeats_itself(tmp_path):
     """An episode that depends on those simulated before it or beside it in the same process, or on the process."""
     lift = EnvConfig(name="lift", id="nextstate/Lift-v0", split="train", expert="policies.scripted.lift:LiftExpert")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from envs.adapter import Adapter, AdapterConfig, in_words, resized, seed_of
-from envs.types import ActionSpec, CameraSpec
+from envs.types import ActionSpec, CameraSpec, Observation
 from tests.plugin.my_robot import Mark
 
 
@@ -159,3 +159,37 @@ def test_resizing_keeps_proportions():
 def test_names_in_words():
     """Catches an instruction that no tokenizer has seen the like of."""
     assert [in_words(name) for name in ("FetchPush", "my_task", "Door")] == ["fetch push", "my task", "door"]
+
+
+class Filmed(Mark):
+    """Its observation tells where the camera is, among other numbers."""
+
+    observation_space = gym.spaces.Dict(Mark.observation_space, rig=gym.spaces.Box(-np.inf, np.inf, (10,)))
+    pose = np.float32([0.5, 0, 1.4, 1, 0, 0, 0, 0.7])
+
+    def _seen(self):
+        return super()._seen() | {"rig": np.array([7, 8, *self.pose])}
+
+
+def test_a_foreign_camera_tells_its_pose():
+    """Catches a pose that only our own robots can tell, and one that is read as the robot's state."""
+
+    def filmed(**settings) -> Adapter:
+        return Adapter(Filmed(render_mode="rgb_array"), "seen", AdapterConfig(**settings))
+
+    env = filmed(poses={"render": "rig[2:10]"})
+    obs, _ = env.reset(seed=0)
+    assert env.robot_spec.cameras[0].posed and len(env.robot_spec.state) == 4
+    assert env.observation_space.contains(obs) and obs["render.pose"].dtype == np.float32
+    seen = Observation.of(obs, env.robot_spec).check(env.robot_spec)
+    np.testing.assert_array_equal(seen.poses["render"], Filmed.pose)
+    untold = filmed()
+    assert "render.pose" not in untold.reset(seed=0)[0] and not untold.robot_spec.cameras[0].posed
+    assert len(filmed(poses={"render": "rig[2:10]"}, state=("rig",)).robot_spec.state) == 10
+    for poses, message in (
+        ({"side": "rig[2:10]"}, "env.poses names side, but the cameras are render"),
+        ({"render": "rigg"}, "env.poses holds `rigg`, but the observation has"),
+        ({"render": "rig"}, "env.poses.render is 10 numbers: a pose is 8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            filmed(poses=poses)

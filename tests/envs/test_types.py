@@ -149,3 +149,4 @@ def test_a_camera_that_tells_its_pose_is_the_same_camera():
     """Catches a checkpoint that reads no poses being refused by a robot that tells them."""
     told = replace(SPEC, cameras=tuple(replace(camera, posed=True) for camera in SPEC.cameras))
     assert told.differences(replace(SPEC, cameras=tuple(replace(c, posed=False) for c in SPEC.cameras))) == []
+    assert told.cameras == tuple(replace(camera, posed=False) for camera in told.cameras)

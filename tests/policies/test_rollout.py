@@ -1,12 +1,13 @@
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import SyncVectorEnv
 
-from envs.adapter import Adapter
-from envs.types import Observation
+from envs.adapter import Adapter, AdapterConfig, vector
+from envs.types import Observation, pose_key
 from policies.rollout import rollout
 from tests.reach import Ahead, Reach, reach_envs
 
@@ -194,3 +195,51 @@ def test_an_environment_that_resets_itself_is_refused():
     with closing(SyncVectorEnv([lambda: Adapter(Reach(), "seen")])) as envs:
         with pytest.raises(ValueError, match="autoreset_mode=DISABLED"):
             next(rollout(envs, Ahead(), [0]))
+
+
+class Counted(Reach):
+    """It tells a simulator's state, and where one of its cameras is: nobody knows at first."""
+
+    robot_spec = replace(Reach.robot_spec, cameras=tuple(replace(c, posed=True) for c in Reach.robot_spec.cameras))
+    observation_space = gym.spaces.Dict(
+        {**Reach.observation_space, pose_key("wrist"): gym.spaces.Box(-np.inf, np.inf, (8,))}
+    )
+
+    def sim_state(self, whole):
+        return np.array([self.steps, self.x, whole])
+
+    def _now(self):
+        obs, info = super()._now()
+        pose = np.float32([self.steps, 0, 1, 1, 0, 0, 0, 0.7])
+        return obs | {pose_key("wrist"): pose if self.steps else np.full(8, np.nan, np.float32)}, info
+
+
+def test_poses_and_states_are_recorded():
+    """Poses and states shifted by a step against the pictures, or another robot's; those of a robot that waits."""
+    makers = [lambda: Adapter(Counted(), "seen", AdapterConfig(max_steps=12))] * 3
+    with closing(vector(makers)) as envs:
+        runs = list(rollout(envs, Forward(), [3, 4, 5, 6], states="whole"))
+        (plain,) = rollout(envs, Forward(), [3])
+        (drawn,) = rollout(envs, Forward(), [3], states="drawn")
+    assert plain.episode.sim_state.size == 0 and not drawn.episode.sim_state[:, 2].any() and len(runs) == 4
+    for episode in (run.episode for run in runs):
+        count = np.arange(len(episode) + 1)
+        np.testing.assert_array_equal(episode.sim_state[:, ::2], np.stack([count, np.ones_like(count)], axis=1))
+        np.testing.assert_allclose(episode.sim_state[:, 1], episode.state[:, 0], rtol=1e-6)
+        assert list(episode.poses) == ["wrist"] and np.isnan(episode.poses["wrist"][0]).all()
+        np.testing.assert_array_equal(episode.poses["wrist"][1:, 0], count[1:])
+    silent = run(Forward(), 3, states="whole").episode
+    assert silent.sim_state.shape == (0, 0) and not silent.poses
+
+
+def test_a_bad_pose_is_named():
+    """A pose in another convention that is recorded as the truth."""
+
+    class Bent(Counted):
+        def _now(self):
+            obs, info = super()._now()
+            return obs | {pose_key("wrist"): np.float32([0, 0, 1, 2, 0, 0, 0, 0.7])}, info
+
+    with closing(vector([lambda: Adapter(Bent(), "seen")])) as envs:
+        with pytest.raises(ValueError, match="poses. of wrist must hold a unit quaternion.*control step 0"):
+            list(rollout(envs, Forward(), [0]))

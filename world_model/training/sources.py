@@ -33,7 +33,7 @@ class Source:
         """The episodes of one side, one after the other. EpisodeError for one that is damaged."""
         names = self.held_out if held_out else self.train
         for name in tqdm(names, desc=f"reading {self.store.root}", unit="episode", disable=not names):
-            yield self.store.read(name)
+            yield self.store.read(name, states=False)
 
     def fingerprint(self) -> Folder:
         """What the folder holds."""

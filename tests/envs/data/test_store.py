@@ -228,6 +228,8 @@ def test_what_a_simulator_adds_survives(tmp_path, make_episode):
     assert np.array_equal(back.sim_state, sim_state) and np.array_equal(back.views["top"], view)
     assert list(back.poses) == [main, "top"] and np.array_equal(back.poses[main], pose)
     assert np.array_equal(back.obs(1).poses[main], pose[1]) and "top" not in back.obs(1).poses
+    without = store.read("a", states=False)  # which training reads
+    assert without.sim_state.size == 0 and np.array_equal(without.views["top"], view)
 
 
 def test_episodes_of_the_format_before_are_read(tmp_path, make_episode, monkeypatch):

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 import envs  # noqa: F401  (registers the ids)
+from envs.sim.rendering import Renderer
 from envs.sim.tabletop import RENDER_SIZE
 from envs.tasks.fold_half import FoldHalf
 from envs.tasks.lift import Lift
@@ -106,6 +107,100 @@ def test_a_state_names_its_variant():
     finally:
         tied.close()
         rubbed.close()
+
+
+@pytest.mark.parametrize("make", [Lift, lambda: FoldHalf(looks="wide")], ids=["Lift plain", "FoldHalf wide"])
+def test_looks_of_one_episode(make):
+    """A look that reaches into the physics: a state shown again under another look would be one that never was, and
+    its labels wrong. Looks that are all the same would teach nothing."""
+    env, actions = make(), np.random.default_rng(0).uniform(-1, 1, (6, 7)).astype(np.float32)
+    own, motions, pictures = None, [], []
+    try:
+        for look in (None, 0, 1, 2, 1):
+            obs, _ = env.reset(seed=3, options={} if look is None else {"look": look})
+            own = own or env.save_state()
+            motion = [env.save_state().physics]
+            for action in actions:
+                env.advance(action)
+                motion.append(env.save_state().physics)
+            pictures.append((obs["main"], env.observe()["main"]))
+            env.load_state(own)
+            assert np.array_equal(env.observe()["main"], obs["main"])
+            motions.append(np.stack(motion))
+    finally:
+        env.close()
+    assert all(np.array_equal(motion, motions[0]) for motion in motions)
+    none, zero, one, two, again = map(np.array, pictures)
+    assert np.array_equal(none, zero) and np.array_equal(one, again)
+    assert not np.array_equal(zero, one) and not np.array_equal(one, two)
+
+
+@pytest.mark.parametrize("options", [{"look": -1}, {"look": 0.5}, {"look": "1"}, {"look": True}, {"looks": 1}])
+def test_a_wrong_option_of_reset_is_named(lift, options):
+    """A typo that silently shows the episode's own look again."""
+    with pytest.raises(ValueError, match="look"):
+        lift.reset(seed=0, options=options)
+
+
+def test_a_state_that_is_kept_with_an_episode(lift):
+    """A flat state from which another future follows; one without velocities that is stepped from as if it stood
+    still, or that shows something else."""
+    lift.reset(seed=6)
+    action = np.array([0.5, -0.3, -1, 0, 0, 0.2, 1], np.float32)
+    for _ in range(4):
+        lift.step(action)
+    whole, drawn, seen = lift.sim_state(), lift.sim_state(whole=False), lift.observe()
+    lift.step(action)
+    future = lift.sim_state()
+    assert whole.dtype == np.float64 and 0 < np.isnan(drawn).mean() < 0.5
+    lift.reset(seed=6, options={"look": 2})
+    lift.load_sim_state(whole)
+    lift.step(action)
+    np.testing.assert_array_equal(lift.sim_state(), future)
+    lift.reset(seed=6)
+    lift.load_sim_state(drawn)
+    assert all(np.array_equal(seen[name], value) for name, value in lift.observe().items())
+    with pytest.raises(ValueError, match="not whole"):
+        lift.step(action)
+    lift.load_sim_state(whole)
+    lift.step(action)
+    with pytest.raises(ValueError, match="another version of the model"):
+        lift.load_sim_state(whole[1:])
+
+
+@pytest.mark.parametrize("timestep", [0.004, 0.03, 0.2])
+def test_a_time_step_divides_the_control_period(timestep):
+    """A robot that is commanded at 20.8 Hz, or 16.7, and says that it is at 20."""
+
+    class Slow(Lift):
+        pass
+
+    Slow.timestep = timestep
+    with pytest.raises(ValueError, match=f"time step of {timestep} s does not divide the 0.05 s"):
+        Slow()
+    for task in (Lift, FoldHalf):
+        assert abs(task()._substeps * task.timestep - 0.05) < 1e-15
+
+
+def test_the_arm_starts_elsewhere(monkeypatch):
+    """A start that is no other one, or one from which the hand is in the table; or one in a split that keeps it."""
+    monkeypatch.setattr(Renderer, "load", lambda *_: None)
+    monkeypatch.setattr(FoldHalf, "observe", lambda _: {})
+    env, starts = FoldHalf(), []  # without noise on its start, unlike Lift
+    env.reset(seed=0)
+    usual = env._state()
+    for split in ("seen", "unseen.camera_far", "wild", "unseen", "unseen.start"):
+        for seed in range(2):
+            env.reset(seed=seed, options={"split": split})
+            metres, turn = (float(np.linalg.norm((env._state() - usual)[part])) for part in (slice(3), slice(3, 6)))
+            if split in ("unseen", "unseen.start"):
+                starts.append(env.save_state().physics)
+                assert 0.05 < metres < 0.09 and 0.06 < turn < 0.3 and env.gripper_position()[2] > 0.9
+                env.advance(REST)  # the controller knows where it is
+                assert np.linalg.norm(env._state()[:3] - usual[:3]) == pytest.approx(metres, abs=0.005)
+            else:
+                assert metres < 1e-6 and turn < 1e-6
+    assert len({start.tobytes() for start in starts}) == len(starts)
 
 
 def uses(env: Lift, saved) -> list:

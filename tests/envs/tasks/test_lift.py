@@ -7,7 +7,7 @@ from gymnasium.utils.env_checker import check_env
 
 import envs  # noqa: F401  (registers the ids)
 from envs.sim.table import TABLE_HEIGHT
-from envs.tasks.lift import PLACEMENT, Lift
+from envs.tasks.lift import APART, PLACEMENT, Lift
 from envs.tasks.score import LIFTED
 from policies.scripted.lift import LiftExpert
 
@@ -127,15 +127,32 @@ def test_the_whole_task(lift):
     assert sum(rewards) == pytest.approx(progress[-1] - progress[0])
 
 
-def test_held_is_what_robosuite_calls_a_grasp(lift):
+def robosuite_holds(env: Lift) -> bool:
+    return env._world._check_grasp(gripper=env._world.robots[0].gripper, object_geoms=env._world.cube)
+
+
+def test_an_expert_holds_what_robosuite_calls_grasped(lift):
     """Other geoms or a single pad: labels and progress would tell of grasps that hold nothing."""
-    world, held = lift._world, []
+    held = []
     _, info = lift.reset(seed=3)
     while not info["success"]:
         *_, info = lift.advance(expert_action(info))
-        held.append(world._check_grasp(gripper=world.robots[0].gripper, object_geoms=world.cube))
+        held.append(robosuite_holds(lift))
         assert held[-1] == (info["scene"].held == 0)
     assert set(held) == {False, True}
+
+
+def test_closed_jaws_that_press_on_the_cube_hold_nothing(lift):
+    """robosuite calls it a grasp when both pads touch the cube, on top of it too: the model would learn to press."""
+    _, info = lift.reset(seed=3)
+    touched = 0
+    for step in range(60):
+        target = info["scene"].keypoints[0] + [0, 0, 0.1 if step < 30 else 0]
+        move = np.clip((target - info["scene"].gripper) / 0.05, -1, 1)
+        *_, info = lift.advance(np.array([*move, 0, 0, 0, 1], np.float32))
+        touched += robosuite_holds(lift)
+        assert info["scene"].held == -1
+    assert touched > 5 and lift.opening() < APART
 
 
 def test_standing_still_ends_at_the_step_limit():
@@ -168,7 +185,9 @@ def test_splits_differ():
     for split in ("train", "seen", "unseen"):
         env, cubes = Lift(split=split), []
         for seed in range(30):
-            env._draw(np.random.default_rng([seed, len(split)]), unseen=split == "unseen")
+            rng = np.random.default_rng([seed, len(split)])
+            env._draw(rng, unseen=split == "unseen")
+            env._draw_look(rng, unseen=split == "unseen")
             cubes.append((env._half, *env._color))
         drawn[split] = np.array(cubes)
     assert drawn["seen"][:, 0].min() >= 0.020 and drawn["seen"][:, 0].max() <= 0.023
