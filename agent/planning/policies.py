@@ -155,8 +155,8 @@ class PlanningPolicy:
         self.acting.model.layout.require_strides([budget.imagine])
         if budget.imagine * budget.horizon < self.execute:
             raise ValueError(
-                f"planner `imagine` looks {budget.imagine * budget.horizon} control steps ahead of {self.execute} that are "
-                "executed: set `execute` no larger"
+                f"planner `imagine` looks {budget.imagine * budget.horizon} control steps ahead, "
+                f"of {self.execute} that are executed: set `execute` no larger"
             )
 
     @property
