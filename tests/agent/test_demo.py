@@ -93,6 +93,7 @@ class Model:
     spec = SPEC
     actions = SimpleNamespace(coefs=(4, 4, 4, 0, 0, 2))
     strides = (4, M)
+    imagines_without_images = False
     layout = SimpleNamespace(require_strides=lambda strides: None)
 
     def prefill(self, histories):
@@ -101,7 +102,7 @@ class Model:
     def propose(self, cache, n, temperature, generators, joint=False):
         return torch.zeros(len(cache), n, M, A)
 
-    def imagine(self, cache, actions, decode="parallel", follow=0, strides=None):
+    def imagine(self, cache, actions, decode="parallel", follow=0, strides=None, images=True):
         value = actions[..., 0].mean(-1) + 0.5  # (R, N, H)
         ids = 100 + torch.tensor(cache)[:, None, None].expand(value.shape)
         return Futures(value, torch.zeros_like(value), torch.zeros_like(value), ids, (strides or M,))
@@ -252,7 +253,8 @@ def compose(*overrides: str):
 def test_the_budget_in_the_yaml_is_the_default():
     """Catches figures that differ between a command and the library, and a budget that cannot be overridden."""
     policy = compose("policy.decode=autoregressive", "policy.planner.candidates=9").policy
-    assert from_settings(PlannerConfig, policy.planner) == PlannerConfig(decode="autoregressive", candidates=9)
+    expected = PlannerConfig(decode="autoregressive", candidates=9, images=True)  # for the pictures of the futures
+    assert from_settings(PlannerConfig, policy.planner) == expected
     assert from_settings(Objective, policy.objective) == Objective()
 
 

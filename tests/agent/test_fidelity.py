@@ -28,7 +28,7 @@ def test_the_whole_command(untrained):
     assert figures["episodes"] == {"model": 1, "perturbed": 1, "play": 1} and len(dataset) > 3 * 20
     assert len(figures["horizons"]) == 3 and figures["retrievals"] >= 3 * 8
     assert figures["retrieval_at_1"] < 0.6 and figures["planned_decisions"] == 12
-    assert figures["episodes_failed"] == 2 and figures["futures_with_uncertainty"] > 0
+    assert figures["episodes_failed"] >= 2 and figures["futures_with_uncertainty"] > 0
     # nothing was lifted, so all that the planner expected was too much
     assert 0 < figures["exploitation_points"] < 100
     assert json.loads(to_json(figures))["horizons"][0] == figures["horizons"][0]

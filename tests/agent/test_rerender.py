@@ -133,7 +133,7 @@ def test_episodes_that_cannot_be_drawn_again(config, recorded, tmp_path, reach):
 def test_a_missing_texture_is_one_line(config, recorded, tmp_path, monkeypatch):
     """A half-made episode, or an error that does not name the file."""
     monkeypatch.setattr("envs.sim.looks.xml_path_completion", lambda name: f"/nowhere/{name}")
-    refused(config, tmp_path, recorded.read(NAME), f"{NAME}.*nowhere")
+    refused(config, tmp_path, recorded.read(NAME), f"{NAME}.*no texture")
 
 
 @pytest.mark.parametrize(

@@ -62,9 +62,10 @@ def require_agreement(disagreements: Mapping[str, tuple[Any, Any]], start: str) 
         )
 
 
-def continued(old: WorldModel, config: ModelConfig, poses: tuple[PoseRange, ...]) -> WorldModel:
-    """A model of this config, told these poses, with the weights of `old`, to train on: what is added to the layout is
-    new."""
+def continued(old: WorldModel, config: ModelConfig, poses: tuple[PoseRange, ...] | None = None) -> WorldModel:
+    """A model of this config, told these poses (None: those that `old` is told), with the weights of `old`, to train
+    on: what is added to the layout is new."""
+    poses = old.layout.poses if poses is None else poses
     new = WorldModel(config, old.spec, old.vocab, old.frame_tokenizer, old.actions, poses).to(old.device)
     take_weights(new, old)
     new.precision = old.precision

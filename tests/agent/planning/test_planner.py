@@ -313,9 +313,9 @@ def test_one_candidate_is_the_model_itself():
 class Paced(Toy):
     """Keeps what it is asked to imagine."""
 
-    def imagine(self, cache, actions, decode="parallel", follow=0, strides=None):
+    def imagine(self, cache, actions, decode="parallel", follow=0, strides=None, images=True):
         self.asked = strides, actions
-        return super().imagine(cache, actions, decode, follow, strides)
+        return super().imagine(cache, actions, decode, follow, strides, images)
 
 
 def test_a_plan_is_imagined_and_scored_at_its_own_pace():

@@ -17,7 +17,7 @@ LIFT = EnvConfig(id="nextstate/Lift-v0", split="train")
 def played():
     """One episode of Lift: 120 control steps of play, then the expert."""
     with closing(make_envs(LIFT)) as envs:
-        (run,) = rollout(envs, Play(LiftExpert(), lasting=(120, 121)), [4], LiftExpert(), max_steps=80)
+        (run,) = rollout(envs, Play(LiftExpert(), lasting=(120, 121)), [5], LiftExpert(), max_steps=80)
     return run.episode
 
 
