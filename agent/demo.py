@@ -67,7 +67,7 @@ class Decision:
 class Recorder:
     """Watches an episode: draws the film, and keeps the one decision whose futures differed most.
 
-    A future that was imagined at one control step is due one chunk later. It is shown then, beside what came.
+    A future that was imagined at one control step is due one model step later. It is shown then, beside what came.
     """
 
     env: Adapter
@@ -76,6 +76,7 @@ class Recorder:
     bar: tqdm
     due: dict[int, np.ndarray] = field(default_factory=dict)  # control step -> the frame imagined for it
     shown: np.ndarray | None = None
+    stride: int | None = None  # control steps of the model step that was imagined last
     widest: Decision | None = None
     saved: Any = None  # the simulator's state before the next control step
 
@@ -88,7 +89,8 @@ class Recorder:
         """One control step of `rollout`."""
         plan = getattr(step.state, "plan", None)
         if step.decided and plan is not None and plan.imagined:
-            self.due[step.index + self.acting.chunk] = next_frame(self.acting.model, plan, plan.chosen)
+            self.stride = plan.imagined[0].strides[0]
+            self.due[step.index + self.stride] = next_frame(self.acting.model, plan, plan.chosen)
             wider = self.widest is None or np.ptp(plan.scores) > np.ptp(self.widest.plan.scores)
             if wider and self.saved is not None:
                 self.widest = Decision(step.index, plan, self.saved)
@@ -99,7 +101,7 @@ class Recorder:
         moment = Moment(
             env.picture(CAMERA), self.shown, env.instruction, step.info["subtask"], now, now / rate,
             plan.scores if plan else None, plan.chosen if plan else None, step.info["success"],
-            f"imagined {self.acting.chunk / rate:.1f} s ago",
+            f"imagined {(self.stride or self.acting.chunk) / rate:.1f} s ago",
         )  # fmt: skip
         self.film.add(draw(moment))
         self.bar.set_postfix_str(step.info["subtask"] + (f", value {plan.value:.2f}" if plan else ""))
@@ -112,7 +114,7 @@ def restores(env: Adapter) -> bool:
 
 
 def next_frame(model: WorldModel, plan: Plan, row: int) -> np.ndarray:
-    """What candidate `row` was imagined to lead to one chunk later, in the first camera: (h, w, 3) u8."""
+    """What candidate `row` was imagined to lead to one model step later, in the first camera: (h, w, 3) u8."""
     imagined, index = plan.imagination_of(row)
     frames = model.decode_frames(imagined, slice(index, index + 1))  # camera -> (1, H, h, w, 3)
     return frames[model.spec.cameras[0].name][0, 0].cpu().numpy()
@@ -150,7 +152,7 @@ def draw_decision(path: Path, env: Adapter, model: WorldModel, decision: Decisio
     world.load_state(decision.saved)
     now, futures = env.picture(SHEET_CAMERA), []
     for row in shown:
-        for action in plan.actions[row, 0]:
+        for action in plan.actions[row, 0, : plan.imagined[0].strides[0]]:
             world.advance(action)
         true = env.picture(SHEET_CAMERA)
         frame, score = next_frame(model, plan, row), float(plan.scores[row])

@@ -1,7 +1,7 @@
 """What the candidates of a search are made from: the action space, random numbers, and chunks to begin with.
 
-Shapes: R robots, N candidates, H model steps, M control steps a chunk, A action dimensions, of which G are grippers
-and D are not; Np of the N are proposed by the model; I iterations; E elites.
+Shapes: R robots, N candidates, H model steps of n control steps, M control steps a chunk, A action dimensions, of which
+G are grippers and D are not; Np of the N are proposed by the model; I iterations; E elites.
 """
 
 from __future__ import annotations
@@ -24,11 +24,20 @@ def dct_basis(steps: int) -> Tensor:
     return basis
 
 
-def shift(futures: Tensor, steps: int) -> Tensor:
-    """The rest of plans (R, H, M, A) once `steps` of them are done; the last action is repeated to fill the end."""
-    flat = futures.flatten(1, 2)  # (R, H * M, A)
+def as_chunks(actions: Tensor, chunk: int, stride: int) -> Tensor:
+    """Control steps (..., (H - 1) n + M, A) -> the chunks (..., H, M, A) that begin at every n-th of them, n = stride."""
+    return actions.unfold(-2, chunk, stride).transpose(-1, -2)
+
+
+def shift(futures: Tensor, steps: int, stride: int) -> Tensor:
+    """The rest of plans (R, H, M, A) once `steps` of them are done; the last action is repeated to fill the end.
+
+    stride: control steps of a chunk that are executed before the next one.
+    """
+    chunk = futures.shape[-2]
+    flat = torch.cat([futures[:, :-1, :stride].flatten(1, 2), futures[:, -1]], dim=1)  # (R, (H - 1) n + M, A)
     rest = torch.cat([flat[:, steps:], flat[:, -1:].expand(-1, min(steps, flat.shape[1]), -1)], dim=1)
-    return rest.reshape(futures.shape)
+    return as_chunks(rest, chunk, stride)
 
 
 @dataclass(frozen=True)
@@ -93,11 +102,13 @@ class ActionSpace:
         low, high = self.low[self.grippers], self.high[self.grippers]
         return torch.where(gripper > (low + high) / 2, low, high)
 
-    def hold(self, chunks: Tensor, horizon: int) -> Tensor:
-        """(..., M, A) -> (..., H, M, A): after the chunk the arm rests and grippers keep their last command."""
+    def hold(self, chunks: Tensor, horizon: int, stride: int) -> Tensor:
+        """(..., M, A) -> (..., H, M, A), chunks that begin `stride` control steps apart: after the first has ended the
+        arm rests and grippers keep their last command."""
         last = chunks[..., -1:, :][..., self.grippers]  # (..., 1, G)
-        after = self.join(self.rest[self.poses].expand(*last.shape[:-1], -1), last).expand_as(chunks)
-        return torch.stack([chunks] + [after] * (horizon - 1), dim=-3)
+        after = self.join(self.rest[self.poses].expand(*last.shape[:-1], -1), last)  # (..., 1, A)
+        after = after.expand(*after.shape[:-2], stride * (horizon - 1), -1)
+        return as_chunks(torch.cat([chunks, after], dim=-2), chunks.shape[-2], stride)
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,7 @@ class Draws:
     """All random numbers of one search, drawn before it begins, one row an iteration.
 
     noise: (I, R, N, H, M, D) standard normal.
-    flips: (I, R, N, G) uniform in [0, 1).    switches: (I, R, N, G) i64 in [0, M), when a gripper that flips does so.
+    flips: (I, R, N, G) uniform in [0, 1).    switches: (I, R, N, G) i64 in [0, n), when a gripper that flips does so.
     elites: (I, R, N) i64 in [0, E), whose grippers a candidate takes over; not used in the first iteration.
     """
 

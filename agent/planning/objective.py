@@ -1,6 +1,6 @@
 """What a future is worth: one number for each imagined candidate.
 
-The planner takes any callable `(imagination, control steps a chunk) -> scores`, so this one is only ours.
+The planner takes any callable `(imagination, control steps a model step) -> scores`, so this one is only ours.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Objective:
     Let T be the control steps from now until the first success, and the score E[gamma^T]. The value of a state is
     trained as gamma^(control steps from it until the next success): 1 where success holds already, 0 where none follows
     (`value_to_come`). So the value that is imagined after one chunk says all there is to say of it, and with a horizon
-    of one model step the score is gamma^M value_1. The probability of success in that same state is contained in its
+    of one model step, of M control steps or of the first few of them, the score is gamma^M value_1. The probability of success in that same state is contained in its
     value, and is not added.
 
     With a horizon of H model steps, split by when success comes first. A success within a chunk is seen at its end,
@@ -69,8 +69,8 @@ class Objective:
             )
         return replace(self, discount=discount)
 
-    def __call__(self, imagined: Imagination, chunk: int = 8) -> Tensor:
-        """imagined: value, success, uncertainty (R, N, H); chunk: control steps M a model step -> scores (R, N) f32.
+    def __call__(self, imagined: Imagination, stride: int = 8) -> Tensor:
+        """imagined: value, success, uncertainty (R, N, H); stride: control steps a model step -> scores (R, N) f32.
 
         Any other leading dimensions will do.
         """
@@ -84,7 +84,7 @@ class Objective:
                 "value, success and uncertainty must all be (R, N, H), got "
                 f"{tuple(value.shape)}, {tuple(success.shape)}, {tuple(unsure.shape)}"
             )
-        steps = chunk * torch.arange(1, value.shape[-1] + 1, device=value.device)
+        steps = stride * torch.arange(1, value.shape[-1] + 1, device=value.device)
         gamma = self.discount**steps  # (H,)
         failed = torch.cumprod(1 - success, dim=-1)  # (R, N, H) no success up to and including h
         none_before = torch.cat([torch.ones_like(failed[..., :1]), failed[..., :-1]], dim=-1)

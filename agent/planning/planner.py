@@ -9,7 +9,7 @@ One search serves R robots at once, and each gets the plan that it would get alo
 before it begins (`Draws`); from there on the search is a function of tensors that stay on the model's device.
 
 Shapes: R robots, N candidates, H model steps, M control steps a chunk, A action dimensions, of which G are grippers
-and D are not; C = N x iterations, all candidates of a decision; E elites. What candidates are made from, the action
+and D are not. A model step covers the M control steps of a chunk, or with `imagine` the first few of them. C = N x iterations, all candidates of a decision; E elites. What candidates are made from, the action
 space, the random numbers and the chunks that a search begins with, is in candidates.py.
 """
 
@@ -31,7 +31,7 @@ from envs.types import Spec
 if TYPE_CHECKING:
     from world_model.model import Imagination
 
-# (imagination whose fields lead with (R, N, H), control steps M a chunk) -> scores (R, N) f32, more is better
+# (imagination whose fields lead with (R, N, H), control steps a model step) -> scores (R, N) f32, more is better
 Score = Callable[[Any, int], Tensor]
 
 
@@ -46,9 +46,12 @@ class Imagines(Protocol):
         """-> (R, n, M, A) chunks in the robot's units; the first of each robot is the likeliest. joint: the ids of the
         others are drawn one after the other."""
 
-    def imagine(self, cache: Any, actions: Tensor, decode: str, follow: int) -> Imagination:
+    def imagine(
+        self, cache: Any, actions: Tensor, decode: str, follow: int, strides: int | None
+    ) -> Imagination:
         """actions (R, N, H, M, A) -> what each leads to. decode: "parallel", or "autoregressive", the slow reference.
-        follow: model steps beyond these in which the model goes on by itself. `imagination[r]` is robot r's."""
+        follow: model steps beyond these in which the model goes on by itself. strides: control steps of each chunk that
+        are executed before the next; None for M. `imagination[r]` is robot r's."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class PlannerConfig:
 
     candidates: N, futures imagined an iteration.        iterations: how often elites are refit; 1 = choose only.
     horizon: H, model steps searched.                    elites: candidates that the next iteration is fitted to.
+    imagine: control steps that an imagined model step covers, of those that the model was trained with; None for the M
+        of a whole chunk. What a plan holds beyond them is neither imagined nor scored.
     follow: model steps looked further ahead, in which the model goes on by its own likeliest chunks.
     proposals: share of the first N that the model proposes (the likeliest and samples of it).
     temperature: of those samples.
@@ -74,6 +79,7 @@ class PlannerConfig:
     candidates: int = 16
     iterations: int = 2
     horizon: int = 1
+    imagine: int | None = None
     follow: int = 0
     elites: int = 4
     proposals: float = 0.5
@@ -92,6 +98,8 @@ class PlannerConfig:
         for name in ("candidates", "iterations", "horizon", "elites"):
             if getattr(self, name) < 1:
                 raise ValueError(f"planner `{name}` must be at least 1, got {getattr(self, name)}")
+        if self.imagine is not None and self.imagine < 1:
+            raise ValueError(f"planner `imagine` must be at least 1, or null for a whole chunk, got {self.imagine}")
         if self.deadline_s is not None and self.deadline_s <= 0:
             raise ValueError(f"planner `deadline_s` must be positive, or null for none, got {self.deadline_s}")
         if self.decode not in ("parallel", "autoregressive"):
@@ -144,7 +152,7 @@ class Round:
 class Planner:
     """Searches for the best chunk. Holds only settings, so one planner serves any number of robots.
 
-    objective: (imagination, control steps a chunk) -> scores.
+    objective: (imagination, control steps a model step) -> scores.
     clock: seconds, monotonic; a test hands in its own.
     """
 
@@ -169,7 +177,7 @@ class Planner:
         num_proposed = max(1, min(cfg.candidates, round(cfg.proposals * cfg.candidates)))
         chunks = model.propose(cache, num_proposed, cfg.temperature, generators, cfg.joint).float()  # (R, Np, M, A)
         space = ActionSpace.of(model.spec, self._coefs(model), chunks.shape[-2], chunks.device)
-        seeds = self._seeds(space.hold(chunks, cfg.horizon), last, execute)
+        seeds = self._seeds(space.hold(chunks, cfg.horizon, self._stride(chunks)), last, execute)
         draws = self._draw(generators, seeds, space).to(chunks.device)
 
         # Without a deadline or a spread nothing looks at the search before it is over.
@@ -223,8 +231,8 @@ class Planner:
         cfg, number = self.config, len(rounds)
         drawn = Draws(draws.noise[number], draws.flips[number], draws.switches[number], draws.elites[number])
         actions = self._refit(rounds, space, drawn) if rounds else self._first(seeds, space, drawn)
-        imagined = model.imagine(cache, actions, cfg.decode, cfg.follow)
-        scores = self.objective(imagined, actions.shape[-2])
+        imagined = model.imagine(cache, actions, cfg.decode, cfg.follow, cfg.imagine)
+        scores = self.objective(imagined, self._stride(actions))
         if scores.shape != actions.shape[:2]:
             wanted, got = tuple(actions.shape[:2]), tuple(scores.shape)
             raise ValueError(f"an objective must give one score for each robot and candidate, {wanted}, got {got}")
@@ -272,14 +280,19 @@ class Planner:
     def _perturb(self, centre: Tensor, std: Tensor, space: ActionSpace, drawn: Draws) -> Tensor:
         """Candidates around centre (R, N, H, M, A): Gaussian in coefficients, std broadcast to (R, N, H, M, D)."""
         pose = space.clamp(centre[..., space.poses] + space.basis.T @ (drawn.noise * std))
-        # Now and then a gripper does the opposite from some step of the first chunk on.
+        # Now and then a gripper does the opposite from some step of the first model step on.
         horizon, chunk = centre.shape[2:4]
-        step = torch.arange(horizon * chunk, device=centre.device).reshape(horizon, chunk, 1)
+        begins = self._stride(centre) * torch.arange(horizon, device=centre.device)
+        step = (begins[:, None] + torch.arange(chunk, device=centre.device))[..., None]  # (H, M, 1)
         flips = (drawn.flips < self.config.flip)[:, :, None, None] & (step >= drawn.switches[:, :, None, None])
         gripper = centre[..., space.grippers]
         return space.join(pose, torch.where(flips, space.switch(gripper), gripper))
 
     # What goes into it.
+
+    def _stride(self, actions: Tensor) -> int:
+        """Control steps of each chunk (..., M, A) that are executed before the next."""
+        return self.config.imagine or actions.shape[-2]
 
     def _coefs(self, model: Imagines) -> int | Sequence[int]:
         """One number, or one for each dimension that is no gripper."""
@@ -294,7 +307,7 @@ class Planner:
         usable = [plan is not None and plan.future.shape == shape and self.config.candidates > 1 for plan in last]
         none = np.zeros(shape, np.float32)
         futures = np.stack([plan.future if fits else none for plan, fits in zip(last, usable, strict=True)])
-        rest = shift(torch.from_numpy(futures).to(proposed.device), execute)
+        rest = shift(torch.from_numpy(futures).to(proposed.device), execute, self._stride(proposed))
         return Seeds(proposed, rest, torch.tensor(usable, device=proposed.device))
 
     def _draw(self, generators: Sequence[torch.Generator], seeds: Seeds, space: ActionSpace) -> Draws:
@@ -314,7 +327,7 @@ class Planner:
                 drawn = (
                     torch.randn(noisy, horizon, chunk, poses, generator=generator),
                     torch.rand(noisy, grippers, generator=generator),
-                    torch.randint(chunk, (noisy, grippers), generator=generator),
+                    torch.randint(self._stride(seeds.proposed), (noisy, grippers), generator=generator),
                 )
                 padded = (torch.cat([one.new_zeros(cfg.candidates - noisy, *one.shape[1:]), one]) for one in drawn)
                 rows.append(Draws(*padded, elites))

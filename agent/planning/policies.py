@@ -121,12 +121,15 @@ class ModelPolicy:
     def history(self, state: AgentState) -> History:
         """What the model reads of a state that has just seen: now, and one chunk ago with what was done since.
 
-        In the first M control steps only now.
+        In the first M control steps the longest other model step that the episode is old enough for, or only now.
         """
         now = (state.seen[-1], None)
-        if len(state.seen) <= self.chunk // self.execute:
+        ago = [n // self.execute for n in self.model.strides if n % self.execute == 0]  # decisions, in order
+        ago = [decisions for decisions in ago if decisions < len(state.seen)]
+        if not ago:
             return History(state.instruction, (now,))
-        return History(state.instruction, ((state.seen[0], np.concatenate(state.done)), now))
+        before = (state.seen[-ago[-1] - 1], np.concatenate(state.done[-ago[-1] :]))
+        return History(state.instruction, (before, now))
 
     def do(self, chunks: np.ndarray, states: Sequence[AgentState]) -> tuple[np.ndarray, list[AgentState]]:
         """The chunks (B, M, A), checked and clipped, and the states that know what the loop will execute of them."""
@@ -144,6 +147,17 @@ class PlanningPolicy:
     acting: ModelPolicy
     planner: Planner
     batched: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        budget = self.planner.config
+        if budget.imagine is None:
+            return
+        self.acting.model.layout.require_strides([budget.imagine])
+        if budget.imagine * budget.horizon < self.execute:
+            raise ValueError(
+                f"planner `imagine` looks {budget.imagine * budget.horizon} control steps ahead, of {self.execute} that "
+                "are executed: set `execute` no larger"
+            )
 
     @property
     def execute(self) -> int:

@@ -112,9 +112,11 @@ class SimulatorModel:
         return torch.stack(proposals)
 
     def imagine(
-        self, cache: Sequence[Situation], actions: Tensor, decode: str = "parallel", follow: int = 0
-    ) -> Simulated:
+        self, cache: Sequence[Situation], actions: Tensor, decode: str = "parallel", follow: int = 0,
+        strides: int | None = None,
+    ) -> Simulated:  # fmt: skip
         """actions (R, N, H, M, A) -> what follows, by doing it; nothing is decoded. The environments are put back.
+        strides: control steps of each chunk that are done before the next; None for M.
 
         ValueError for `follow`: the world does not go on by itself.
         """
@@ -127,7 +129,7 @@ class SimulatorModel:
                     world.load_state(situation.saved)
                     done = False
                     for h, chunk in enumerate(future):
-                        for action in chunk:
+                        for action in chunk[:strides]:
                             if done:  # a finished task stays finished
                                 break
                             _, done, _, info = world.advance(action)

@@ -1,7 +1,7 @@
 """The demo on a small made-up world, and the pictures that it draws."""
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,9 +80,11 @@ class Futures:
     success: torch.Tensor
     uncertainty: torch.Tensor
     ids: torch.Tensor
+    strides: tuple[int, ...]
 
     def __getitem__(self, robot):
-        return Futures(*(getattr(self, f.name)[robot] for f in fields(self)))
+        read = {f.name: getattr(self, f.name)[robot] for f in fields(self) if f.name != "strides"}
+        return replace(self, **read)
 
 
 class Model:
@@ -90,6 +92,8 @@ class Model:
 
     spec = SPEC
     actions = SimpleNamespace(coefs=(4, 4, 4, 0, 0, 2))
+    strides = (4, M)
+    layout = SimpleNamespace(require_strides=lambda strides: None)
 
     def prefill(self, histories):
         return [int(history.steps[-1][0].state[0]) for history in histories]
@@ -97,10 +101,10 @@ class Model:
     def propose(self, cache, n, temperature, generators, joint=False):
         return torch.zeros(len(cache), n, M, A)
 
-    def imagine(self, cache, actions, decode="parallel", follow=0):
+    def imagine(self, cache, actions, decode="parallel", follow=0, strides=None):
         value = actions[..., 0].mean(-1) + 0.5  # (R, N, H)
         ids = 100 + torch.tensor(cache)[:, None, None].expand(value.shape)
-        return Futures(value, torch.zeros_like(value), torch.zeros_like(value), ids)
+        return Futures(value, torch.zeros_like(value), torch.zeros_like(value), ids, (strides or M,))
 
     def decode_frames(self, imagined, rows):
         brightness = imagined.ids[rows].to(torch.uint8)[..., None, None, None]  # (n, H, 1, 1, 1)
@@ -112,9 +116,10 @@ class Text:
         return [1]
 
 
-def policy(execute: int = 2) -> PlanningPolicy:
+def policy(execute: int = 2, **budget) -> PlanningPolicy:
     acting = ModelPolicy(Model(), Text(), (World.instruction,), execute)
-    return PlanningPolicy(acting, Planner(PlannerConfig(candidates=6, margin=0.0, deadline_s=60), Objective(0.997)))
+    budget = PlannerConfig(candidates=6, margin=0.0, deadline_s=60, **budget)
+    return PlanningPolicy(acting, Planner(budget, Objective(0.997)))
 
 
 def config(tmp_path: Path, name: str = "planner") -> demo.DemoConfig:
@@ -156,29 +161,36 @@ def test_the_report_tells_what_happened(tmp_path, world):
     assert report["score"] == {"softgym": 0.9} and report["seeds"] == [0] and report["criterion"] == World.criterion
 
 
-def test_imagined_frames_are_shown_when_they_are_due(tmp_path, world, monkeypatch):
-    """Catches a film whose two halves show different moments."""
-    shown = []
+@pytest.mark.parametrize("stride", [None, 4])
+def test_imagined_frames_are_shown_when_they_are_due(tmp_path, world, monkeypatch, stride):
+    """Catches a film whose two halves show different moments, or that says another time between them."""
+    shown, ahead = [], stride or M
+    monkeypatch.setattr(demo, "make_policy", lambda config, env, envs: policy(imagine=stride))
     monkeypatch.setattr(demo, "draw", lambda moment: shown.append(moment) or draw(moment))
     demo.run(config(tmp_path), "python -m agent.demo")
     for moment in shown:
         assert moment.real[0, 0, 0] == moment.step  # the camera after the step
-        if moment.step < M:
+        assert moment.imagined_label == f"imagined {ahead / 20:.1f} s ago"
+        if moment.step < ahead:
             assert moment.imagined is None
         else:
-            decided = (moment.step - M) // 2 * 2  # decisions fall on even steps
+            decided = (moment.step - ahead) // 2 * 2  # decisions fall on even steps
             assert moment.imagined[0, 0, 0] == 100 + decided
 
 
-def test_the_picture_runs_each_future_from_the_decision(tmp_path, world, monkeypatch):
-    """Catches true frames that start from where the last future ended, or from the episode's end."""
+@pytest.mark.parametrize("stride", [None, 4])
+def test_the_picture_runs_each_future_from_the_decision(tmp_path, world, monkeypatch, stride):
+    """Catches true frames that start from where the last future ended, or from the episode's end, or that lie further
+    ahead than what was imagined."""
     drawn = []
+    monkeypatch.setattr(demo, "make_policy", lambda config, env, envs: policy(imagine=stride))
     monkeypatch.setattr(demo, "sheet", lambda path, now, futures, title: drawn.append((now, futures)) or path.touch())
     demo.run(config(tmp_path), "python -m agent.demo")
     ((now, futures),) = drawn
     start = int(now[0, 0, 0])
     assert 0 < start < STEPS and len(futures) == 5
-    assert all(future.true[0, 0, 0] == start + M and future.imagined[0, 0, 0] == 100 + start for future in futures)
+    ahead = stride or M
+    assert all(future.true[0, 0, 0] == start + ahead and future.imagined[0, 0, 0] == 100 + start for future in futures)
     assert sum(future.chosen for future in futures) == 1
 
 

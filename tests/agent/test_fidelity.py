@@ -15,7 +15,7 @@ RAW = {
     "env": {
         "name": "lift", "id": "nextstate/Lift-v0", "expert": "policies.scripted.lift:LiftExpert", "max_steps": 24,
     },
-    "split": "seen", "seed": 3, "episodes": 3, "branched": 3, "planned": 1, "windows": 8, "ahead": 3,
+    "split": "seen", "seed": 3, "episodes": 3, "branched": 3, "planned": 1, "windows": 8, "ahead": 3, "stride": None,
     "out": "nowhere", "workers": 0, "device": "cpu", "wandb": "disabled",
 }  # fmt: skip
 

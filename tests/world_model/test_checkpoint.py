@@ -2,6 +2,7 @@
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from envs.types import Spec
 from world_model import checkpoint
 from world_model.checkpoint import CheckpointError
+from world_model.training.start import continued
 
 META = {"instructions": ["fold the cloth in half"], "figures": {"id_accuracy": [0.5]}}
 
@@ -46,6 +48,14 @@ def test_what_is_read_is_what_was_written(world, words, folder, cache, candidate
     assert loaded.text.encode("fold the cloth") == words.encode("fold the cloth")
     assert loaded.model.config == world.config and not loaded.model.training
     assert torch.equal(loaded.model.imagine(cache, candidates).value, world.imagine(cache, candidates).value)
+
+
+def test_strides_are_kept(tmp_path, world, words):
+    """Catches a model that forgets which model steps it was trained with."""
+    model = continued(world, replace(world.config, strides=(1, 2)))
+    checkpoint.save(tmp_path / "paced", model, words, {"instructions": []})
+    assert checkpoint.load(tmp_path / "paced").model.config == model.config
+    assert checkpoint.load(tmp_path / "paced").model.strides == (1, 2, 8)
 
 
 def test_half_precision_keeps_the_frames_ids(tmp_path, world, words, make_episode):

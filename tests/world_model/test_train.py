@@ -67,8 +67,10 @@ def go(config: train.TrainConfig, steps: int | None = None) -> tuple[dict[str, t
     return weights(data), losses
 
 
-def test_resuming_equals_never_having_stopped(config, tmp_path):
+@pytest.mark.parametrize("strides", [None, (1, 2, 4)])
+def test_resuming_equals_never_having_stopped(config, tmp_path, strides):
     """Catches anything that the next step depends on and that is not kept: moments, data order, randomness."""
+    config = replace(config, strides=strides)
     whole, losses = go(config)
     again = replace(config, out=str(tmp_path / "again"))
     _, first = go(again, steps=3)
@@ -438,6 +440,28 @@ def test_what_is_asked_for_beside_a_start_must_be_what_it_has(config, begun, tmp
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             train.prepare(replace(begun, **change), torch.device("cpu"))
+
+
+def test_strides_may_be_added_to_a_start_that_has_none(begun, tmp_path):
+    """Catches a shipped checkpoint that cannot learn short model steps, one that loses its weights for them, and a
+    model of some strides that is taught others."""
+    first, cpu = checkpoint.load(begun.start), torch.device("cpu")
+    added = replace(begun, strides=(2, 4), stride_weights=(1, 1, 2))
+    data = train.prepare(added, cpu)
+    assert data.model.strides == (2, 4, 8) and first.model.strides == (8,)
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, data.model.state_dict()[name]), name
+    assert np.unique(train.draw_strides(torch.tensor([0, 0.5, 0.5]), data.model, added, None)).tolist() == [4, 8]
+    with pytest.raises(ValueError, match="`stride_weights` must be .* each of the strides 2, 4, 8"):
+        go(replace(added, stride_weights=(1, 1)))
+    figures = train.run(added)
+    assert "position_cm_stride_2" in figures and "position_cm_stride_8" in figures
+    on = replace(begun, start=str(tmp_path / "on" / "checkpoint"), out=str(tmp_path / "further"))
+    assert train.prepare(on, cpu).model.config.strides == (2, 4), "what the start has"
+    train.prepare(replace(on, strides=(2, 4, 8)), cpu)
+    for other in ((), (2,)):
+        with pytest.raises(ValueError, match=r"`strides` is .*, the checkpoint has \[2, 4\]"):
+            train.prepare(replace(on, strides=other), cpu)
 
 
 def test_a_start_is_of_the_same_robot(begun, tmp_path):

@@ -55,7 +55,7 @@ class Toy:
             chunks[robot, 1:, :, :3] += 0.1 * temperature * torch.randn(n - 1, 1, 3, generator=generator)
         return chunks
 
-    def imagine(self, cache, actions, decode="parallel", follow=0):
+    def imagine(self, cache, actions, decode="parallel", follow=0, strides=None):
         self.caches.append(cache)
         target = self.target if self.target.ndim == 2 else self.target[:, None]
         distance = (actions[:, :, 0] - target).square().mean((-2, -1)).sqrt()  # (R, N)
@@ -204,7 +204,7 @@ def test_warm_start_takes_part_and_helps():
     cold = plan_one(planner(candidates=64, iterations=6), toy)
     warm = plan_one(planner(iterations=1), toy, last=cold, execute=0)
     assert warm.value >= cold.value
-    moved = shift(torch.from_numpy(cold.future)[None], 2)[0].numpy()
+    moved = shift(torch.from_numpy(cold.future)[None], 2, M)[0].numpy()
     plan = plan_one(planner(iterations=1), toy, last=cold, execute=2)
     assert any(np.array_equal(candidate, moved) for candidate in plan.actions)
 
@@ -308,6 +308,32 @@ def test_one_candidate_is_the_model_itself():
     assert plan.chosen == 0 and not plan.chunk[:, :3].any()
 
 
+class Paced(Toy):
+    """Keeps what it is asked to imagine."""
+
+    def imagine(self, cache, actions, decode="parallel", follow=0, strides=None):
+        self.asked = strides, actions
+        return super().imagine(cache, actions, decode, follow, strides)
+
+
+def test_a_plan_is_imagined_and_scored_at_its_own_pace():
+    """Catches a short model step that is discounted as a whole chunk, a gripper that flips where nobody looks, and
+    model steps that begin elsewhere than where the last one ended."""
+    toy, steps = Paced(target()), []
+    search = Planner(PlannerConfig(imagine=2, horizon=3, flip=1.0, noise=0.0, proposals=0.1, iterations=1),
+                     lambda imagined, stride: steps.append(stride) or imagined.value[..., 0])  # fmt: skip
+    plan = plan_one(search, toy)
+    strides, actions = toy.asked
+    assert strides == 2 and steps == [2] and plan.chunk.shape == (M, A)
+    flipped = (actions[0, 2:, 0, :2, -1] > -1).any(-1)  # within what the first model step covers
+    assert flipped.all(), "every noisy candidate flips within what is imagined"
+    torch.testing.assert_close(actions[:, :, 0, 2:], actions[:, :, 1, :-2])
+    short, whole = (plan_one(planner(imagine=n), Toy(target()), seed=1).value for n in (2, None))
+    assert short == pytest.approx(whole * 0.997 ** (2 - M)), "the toy values both alike"
+    with pytest.raises(ValueError, match="`imagine` must be at least 1"):
+        PlannerConfig(imagine=0)
+
+
 class Network(torch.nn.Module):
     """A toy model with weights."""
 
@@ -315,7 +341,7 @@ class Network(torch.nn.Module):
         super().__init__()
         self.layer = torch.nn.Linear(M * A, 3)
 
-    def imagine(self, cache, actions, decode="parallel", follow=0):
+    def imagine(self, cache, actions, decode="parallel", follow=0, strides=None):
         value, success, uncertainty = self.layer(actions.flatten(-2) + cache).sigmoid().unbind(-1)
         return Imagined(value, success, uncertainty, actions)
 
@@ -328,7 +354,7 @@ def test_the_search_is_one_graph():
     generators = [seeded(i) for i in range(robots)]
     last = [plan_one(search, Toy(target())), None]
     space = ActionSpace.of(ARM, 4, M)
-    seeds = search._seeds(space.hold(toy.propose(None, 8, 1.0, generators), 2), last, 2)
+    seeds = search._seeds(space.hold(toy.propose(None, 8, 1.0, generators), 2, M), last, 2)
     draws = search._draw(generators, seeds, space)
 
     def decide(cache, seeds, space, draws):

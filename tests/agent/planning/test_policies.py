@@ -16,6 +16,8 @@ from agent.planning.planner import Planner, PlannerConfig
 from agent.planning.policies import ModelPolicy, PlanningPolicy, decision_seed
 from envs.types import ActionSpec, CameraSpec, Observation, Spec, StateSpec
 from world_model.checkpoint import CheckpointError
+from world_model.tokens.layout import Layout
+from world_model.tokens.vocab import Vocab
 
 M = 8
 KNOWN = ("fold the cloth in half", "lift the cube")
@@ -49,6 +51,8 @@ class Recorder:
 
     spec = ROBOT
     actions = SimpleNamespace(coefs=(4, 4, 4))
+    strides = (M,)
+    layout = Layout(ROBOT, Vocab.native(256, 100, 1), 12, strides=(2,))
 
     def __init__(self) -> None:
         self.calls: list[list] = []
@@ -66,7 +70,7 @@ class Recorder:
         chunks[..., -1] = -1.0
         return chunks
 
-    def imagine(self, cache, actions, decode="parallel", follow=0):
+    def imagine(self, cache, actions, decode="parallel", follow=0, strides=None):
         return Imagined(actions[..., 0].mean(-1))
 
 
@@ -115,6 +119,31 @@ def test_history_is_one_chunk_ago_and_what_was_done_since(execute):
         assert before.state[0] == step - M and done.shape == (M, A)
         executed = np.concatenate([chunk[:execute] for chunk in chunks[:decision]])
         np.testing.assert_array_equal(done, executed[-M:])
+
+
+def test_a_young_episode_has_the_longest_history_that_the_model_knows():
+    """Catches a history of a length that was never trained, or of actions that are not those in between, and robots
+    that remember nothing in their first control steps though they could."""
+    policy = acting(2)
+    policy.model.strides = (1, 2, 4, M)
+    chunks, _ = run(policy, 6)
+    executed = np.concatenate([chunk[:2] for chunk in chunks])
+    for (history,), ago in zip(policy.model.calls, (0, 2, 4, 4, 8, 8), strict=True):
+        step = int(history.steps[-1][0].state[0])
+        assert len(history.steps) == 1 + bool(ago)
+        if ago:
+            before, done = history.steps[0]
+            assert before.state[0] == step - ago
+            np.testing.assert_array_equal(done, executed[step - ago : step])
+
+
+def test_the_planner_imagines_what_the_model_knows_and_all_that_is_executed():
+    """Catches a search over model steps that were never trained, and one that is blind to a part of what is done."""
+    planning(imagine=2)
+    with pytest.raises(ValueError, match="2 control steps ahead, of 4 that are executed"):
+        PlanningPolicy(acting(4), Planner(PlannerConfig(imagine=2), Objective(0.997)))
+    with pytest.raises(ValueError, match="model steps of 2, 8 control steps, not of 3"):
+        planning(imagine=3)
 
 
 def test_robots_of_different_age_are_read_in_one_pass():

@@ -189,6 +189,16 @@ def test_an_expert_that_plans_ahead_is_asked_when_the_loop_would_ask():
     np.testing.assert_allclose(model.advise(here(env, [0])[0])[:, DX], np.repeat([2, 3, 4, 5], 2) / 100, rtol=1e-6)
 
 
+def test_only_what_a_model_step_covers_is_done():
+    """Catches a future that goes further than the world model's of the same settings."""
+    env = Line()
+    model, actions = SimulatorModel((env,), Slow()), torch.zeros(1, 1, 2, M, A)
+    actions[..., :2, DX], actions[..., 2:, DX] = 0.1, 1.0
+    paced = model.imagine(here(env), actions, strides=2)
+    alone = [model.imagine(here(env), actions[:, :, :1].clone(), strides=n).value for n in (2, None)]
+    assert torch.equal(paced.value[..., :1], alone[0]) and not torch.equal(alone[0], alone[1])
+
+
 def test_what_the_oracle_needs_is_named():
     """Catches an oracle where there is no simulator, that simulates in somebody else's, or that guesses what noise may
     do."""

@@ -12,6 +12,7 @@ from world_model.metrics import fidelity
 from world_model.metrics.fidelity import Counterfactual, evaluate_fidelity
 from world_model.model import History, Imagination
 from world_model.training.dataset import EpisodeDataset, fit_ranges
+from world_model.training.start import continued
 
 
 def counterfactuals_of(world, text, episode) -> list[Counterfactual]:
@@ -68,6 +69,26 @@ def test_all_figures(world, dataset, counterfactuals):
         assert all(np.isfinite(entry[name]) for entry in figures["horizons"]), name
     for name in ("value_ece", "uncertainty_auc", "retrieval_at_1", "displacement_r"):
         assert np.isfinite(figures[name])
+
+
+def test_short_model_steps_are_measured_at_the_same_times(world, text, make_episode, counterfactuals):
+    """Catches a horizon that comes sooner than it is compared with, and futures that stop within their chunk."""
+    paced = continued(world, replace(world.config, strides=(4,)))
+    words = text.within(world.vocab.text)
+    dataset = EpisodeDataset.of(make_episode(0, steps=64), paced.layout, paced.frame_tokenizer, paced.actions, words)
+    whole, short = (evaluate_fidelity(paced, dataset, counterfactuals, 8, 3, stride) for stride in (None, 4))
+    assert (whole["stride"], short["stride"]) == (8, 4) and len(short["horizons"]) == 3
+    for one, other in zip(whole["horizons"], short["horizons"], strict=True):
+        assert one["position_cm_copy"] == other["position_cm_copy"] and one["windows"] == other["windows"]
+        assert one["main_psnr_changed_copy"] == other["main_psnr_changed_copy"]
+        assert one["position_cm"] != other["position_cm"]
+    asked, imagine = [], paced.imagine
+    paced.imagine = lambda cache, actions, strides: asked.append(actions) or imagine(cache, actions, strides=strides)
+    fidelity._retrieval(paced, counterfactuals[:1], 4)
+    chunk, (steps,) = torch.from_numpy(counterfactuals[0].actions), asked
+    assert torch.equal(torch.cat([steps[0, :, 0, :4], steps[0, :, 1, :4]], 1), chunk)
+    with pytest.raises(ValueError, match="not of 2"):
+        evaluate_fidelity(paced, dataset, counterfactuals, 8, 3, 2)
 
 
 @pytest.mark.parametrize(("spec", "coefs"), [(ARM, (2, 3, 0, 8)), (HANDS, (4, 2))])

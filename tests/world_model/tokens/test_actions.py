@@ -52,6 +52,26 @@ def test_codes_are_stable():
     assert torch.equal(tokenizer.encode(tokenizer.decode(codes)), codes)
 
 
+def test_a_few_executed_steps_are_said_as_well_as_a_whole_chunk():
+    """Catches a series cut off in the wrong place: two executed control steps would be blurred by what is only held
+    after them, and their errors add up over a future of many short model steps."""
+    tokenizer = ActionTokenizer.fit(smooth_chunks(500, 1), SPEC, COEFS)
+    chunks = smooth_chunks(500, 2)
+    chunks[:, 1, :3] += 0.2  # a jump within what is executed
+    for n, most in ((1, 0.01), (2, 0.02), (4, 0.06), (8, 0.1)):
+        codes = tokenizer.encode(chunks, steps=n)
+        off = (tokenizer.decode(codes) - chunks)[:, :n]
+        assert off[..., :3].square().mean().sqrt() < most, n
+        assert not off[..., 6].any(), "the gripper keeps its command"
+        later = chunks.clone()
+        later[:, n:] = torch.rand_like(later[:, n:]) - 0.5
+        assert torch.equal(tokenizer.encode(later, steps=n), codes), f"{n} steps say what comes after them"
+    assert torch.equal(tokenizer.encode(chunks, steps=8), tokenizer.encode(chunks))
+    each = torch.arange(500) % 8 + 1
+    together = tokenizer.encode(chunks.reshape(5, 100, CHUNK, 7), steps=each.reshape(5, 100)).flatten(0, 1)
+    assert all(torch.equal(together[each == n], tokenizer.encode(chunks[each == n], steps=n)) for n in range(1, 9))
+
+
 def test_standing_still_is_exact():
     """Catches a drift of half a bin when the robot is told to wait."""
     still = torch.zeros(CHUNK, 7)

@@ -18,6 +18,7 @@ from world_model.training.dataset import (
     fit_ranges,
     value_to_come,
 )
+from world_model.training.start import continued
 
 
 def dataset_of(world, text, episodes) -> EpisodeDataset:
@@ -50,6 +51,28 @@ def test_the_end_of_an_episode_is_taught_and_what_lies_beyond_is_not(dataset):
     assert ended.flags[0, 1, 0] == 1 and ended.value[0, 1] == 1
     assert dataset.batch(failure, 2).next_valid[0].tolist() == [0, 0]
     assert dataset.batch(failure, 2).value.eq(0).all()
+
+
+def test_short_model_steps_line_up_with_the_episode(make_world, text, make_episode):
+    """Catches observations and chunks whose times are not the sums of the strides before them, and an end that is
+    known or unknown whatever the stride."""
+    world = make_world(SPEC, (4, 4, 4, 0, 0, 2), text.size)
+    world = continued(world, replace(world.config, strides=(1, 2, 4)))
+    dataset = dataset_of(world, text, [make_episode(seed, steps=64) for seed in range(2)])
+    episode, strides = make_episode(1, steps=64), np.array([[2, 8, 1], [4, 1, 2]])
+    batch = dataset.batch(np.array([65 + 7, 65 + 20]), 3, strides=strides)
+    assert batch.stride.tolist() == strides.tolist() and batch.valid.all() and batch.next_valid.all()
+    for row, at in enumerate(([7, 9, 17, 18], [20, 24, 25, 27])):
+        np.testing.assert_allclose(world.layout.from_bins(batch.state[row]).numpy(), episode.state[at], atol=1e-5)
+        for s in range(3):
+            chunk = torch.from_numpy(episode.action[at[s] : at[s] + 8])
+            assert torch.equal(batch.action[row, s], world.actions.encode(chunk, steps=int(strides[row, s])))
+            assert torch.equal(batch.expert_action[row, s], batch.action[row, s])
+            assert torch.equal(batch.expert[row, s], world.actions.encode(chunk))
+    for episode, known in ((0, [1, 1, 0]), (1, [1, 0, 0])):  # the first ends in success, three steps after the start
+        ended = dataset.batch(np.array([65 * episode + 61]), 3, strides=np.array([[2, 4, 4]]))
+        assert ended.valid[0].tolist() == [1, 1, 0, 0] and ended.next_valid[0].tolist() == known
+        assert ended.has_expert[0].tolist() == [1, 1, 0]
 
 
 def test_chunks_end_in_rest():
