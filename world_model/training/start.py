@@ -62,9 +62,11 @@ def require_agreement(disagreements: Mapping[str, tuple[Any, Any]], start: str) 
         )
 
 
-def continued(old: WorldModel, config: ModelConfig, poses: tuple[PoseRange, ...]) -> WorldModel:
+def continued(old: WorldModel, config: ModelConfig, poses: tuple[PoseRange, ...] = ()) -> WorldModel:
     """A model of this config with the weights of `old`, to train on: what the config adds to the layout is new, and so
-    are the poses that are told and were not."""
+    are the poses of cameras that were not told before. poses: all that are told; where there are none, those of `old`.
+    """
+    poses = poses or old.layout.poses
     new = WorldModel(config, old.spec, old.vocab, old.frame_tokenizer, old.actions, poses).to(old.device)
     take_weights(new, old)
     new.precision = old.precision
