@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
@@ -152,11 +153,14 @@ class ActionTokenizer:
         )
 
     @classmethod
-    def fit(cls, chunks: torch.Tensor, spec: Spec, coefs: tuple[int, ...] | None = None) -> ActionTokenizer:
+    def fit(
+        cls, chunks: torch.Tensor, spec: Spec, coefs: tuple[int, ...] | None = None, strides: Iterable[int] = ()
+    ) -> ActionTokenizer:
         """Set coefficients and bins from chunks (n, M, A) in the robot's units.
 
         coefs: coefficients of each dimension that is no gripper; without it each dimension gets the fewest that leave
         out at most 1 % of its variance over steps and chunks, M at most, and one that does not move gets none.
+        strides: numbers of control steps of which chunks will be said too; held commands reach further than a mean.
         Bins: all but the outermost 0.1 % of each coefficient fit, with 10 % margin.
         Raise ValueError for NaN, and where `coefs` has none for a dimension that moves, by its name.
         """
@@ -179,7 +183,9 @@ class ActionTokenizer:
         widest = cls.create(spec, coefs, length)
         scale: tuple[float, ...] = ()
         if sum(coefs):
-            found = torch.quantile(widest.transform(chunks).abs().flatten(0, -2), SCALE_QUANTILE, dim=0) * SCALE_MARGIN
+            said = [widest.transform(chunks), *(widest.transform(hold(chunks, n), n) for n in {*strides} - {length})]
+            reach = [torch.quantile(each.abs().flatten(0, -2), SCALE_QUANTILE, dim=0) for each in said]
+            found = torch.stack(reach).amax(0) * SCALE_MARGIN
             scale = tuple(min(max(f, SMALLEST_SCALE), w) for f, w in zip(found.tolist(), widest.scale, strict=True))
         return cls(length, widest.low, widest.high, widest.grippers, widest.coefs, scale,
                    tuple(moving.median(0).values.tolist()))  # fmt: skip

@@ -114,7 +114,7 @@ def new_model(
     words = [t for e in episodes for t in (e.instruction, *e.subtask_names)]
     text = TextTokenizer.train(words, config.text_size or TEXT_SIZE)
     coefs = None if config.coefs == "auto" else config.coefs
-    actions = ActionTokenizer.fit(sample_chunks(episodes, chunk), spec, coefs)
+    actions = ActionTokenizer.fit(sample_chunks(episodes, chunk), spec, coefs, config.strides or ())
     vocab = Vocab.native(text.size, frames.vision_size, len(spec.cameras), actions.chunk)
     torch.manual_seed(config.seed)
     settings, poses = replace(config.model.build(), strides=config.strides or ()), fit_poses(spec.cameras, episodes)
