@@ -17,6 +17,7 @@ from typing import Any
 
 import hydra
 import numpy as np
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -150,6 +151,7 @@ def _rows(figures: dict[str, Any]) -> list[dict]:
 @hydra.main(version_base="1.3", config_path="../configs", config_name="views")
 def main(cfg: DictConfig) -> None:
     with clear_errors():
+        torch.set_num_threads(1)  # two collapse when anything else runs on the machine
         raw = OmegaConf.to_container(cfg, resolve=True)
         config = from_settings(ViewsConfig, {**raw, **{name: as_folders(raw[name]) for name in ("data", "train")}})
         shipped = checkpoint_identity(config.checkpoint)
