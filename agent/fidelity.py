@@ -36,9 +36,9 @@ from policies.rollout import Step, rollout
 from world_model import checkpoint
 from world_model.checkpoint import Loaded
 from world_model.metrics import fidelity, pictures
-from world_model.model import History
 from world_model.nn.device import choose_device
 from world_model.training.dataset import EpisodeDataset, value_to_come
+from world_model.types import History
 
 BESIDE = {"_copy": "copying", "_shuffled": "other actions"}  # what stands beside a figure, by the end of its name
 

@@ -1,4 +1,4 @@
-"""Two ways to imagine what chunks lead to: a whole model step in one pass, or id after id.
+"""Two ways to imagine what chunks lead to, a whole model step in one pass or id after id, and how chunks are drawn.
 
 Both take a cache of R robots and the action codes of `rows` sequences, each robot's rows / R after each other, and
 yield one Imagination of one step, fields (rows, 1, ...), for every chunk. A code is (rows, Ka); None stands for the
@@ -19,7 +19,8 @@ from world_model.tokens.layout import CAUSAL
 from world_model.tokens.poses import POSE_IDS
 
 if TYPE_CHECKING:
-    from world_model.model import Cache, Imagination, WorldModel
+    from world_model.model import WorldModel
+    from world_model.types import Cache, Imagination
 
 
 def parallel(
@@ -124,6 +125,30 @@ def autoregressive(
         before, shared, kept = image, instruction, at.obs
         now, own = own.part(start, start + at.obs), own.allocate(rows, at.obs + at.step)
         own.write(0, now)
+
+
+def chunks_jointly(model: WorldModel, cache: Cache, noise: Tensor, temperature: float) -> Tensor:
+    """noise (R, Ka, n) in [0, 1) -> codes (R, n, Ka), read id by id as a chunk is written."""
+    at, (robots, count, n) = model.layout, noise.shape
+    own, codes = cache.kv.allocate(robots * n, count), []
+    ids = torch.full((robots * n, 1), model.vocab.marks.boa, device=model.device)
+    for i in range(count):
+        here = model.step_slots[at.obs + i : at.obs + i + 1]  # an id is said by the one before it
+        past = (cache.kv, own.part(0, i))
+        h, new = model.run(ids, here, CAUSAL, at.position_ids(here, cache.step[:, None]), past=past)
+        own.write(i, new)
+        block = model.vocab.action if i < at.num_coefs else model.vocab.gripper
+        probs = model.logits(h[:, 0], block).softmax(-1)  # (R n, ids)
+        codes.append(draw(probs, noise[:, i].reshape(-1, 1), temperature))
+        ids = block.encode(codes[-1])
+    return torch.cat(codes, dim=1).unflatten(0, (robots, n))
+
+
+def draw(probs: Tensor, noise: Tensor, temperature: float) -> Tensor:
+    """Ids (..., n) from distributions (..., V) made sharper by a temperature below 1; noise (..., n) in [0, 1)."""
+    cumulative = (probs.double() ** (1 / temperature)).cumsum(-1)
+    cumulative = cumulative / cumulative[..., -1:]
+    return torch.searchsorted(cumulative, noise.contiguous()).clamp_max(probs.shape[-1] - 1)
 
 
 def _instruction_and_now(model: WorldModel, cache: Cache) -> tuple[KV, KV]:

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import accumulate
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -33,6 +32,7 @@ from world_model.tokens.layout import ACT, CAUSAL, FLAGS, NEXT, VIEW, Layout
 from world_model.tokens.poses import POSE_IDS, PoseRange
 from world_model.tokens.vocab import Block, Vocab
 from world_model.training.loss import LossWeights
+from world_model.types import FIELDS, Belief, Cache, History, Imagination, Readout
 
 # Candidates in a pass of parallel decoding on a CPU: what lies between the layers then stays in the processor's cache
 # and in memory that is used again, which makes 64 candidates a fifth faster.
@@ -67,83 +67,6 @@ class ModelConfig:
         })  # fmt: skip
 
     to_dict = asdict
-
-
-@dataclass(frozen=True)
-class History:
-    """What one robot has seen: now, and where the episode is old enough, one model step ago.
-
-    instruction: text ids. steps: one or two pairs of an observation and the control steps (n, A) executed after it, as
-    many as a model step may cover, oldest first; the last pair is now, and its chunk is None.
-    """
-
-    instruction: tuple[int, ...]
-    steps: tuple[tuple[Observation, np.ndarray | None], ...]
-
-
-@dataclass(frozen=True)
-class Cache:
-    """Keys and values of `instruction | step before (if any) | observation now` of R robots.
-
-    step: (R,) i64, number of the current model step. image: (R, K) local ids, state: (R, P) bins, pose: (R, Q) bins,
-    NaN where unknown, of the observation now.
-    """
-
-    kv: KV
-    step: Tensor
-    image: Tensor
-    state: Tensor
-    pose: Tensor
-
-
-@dataclass(frozen=True)
-class Belief:
-    """What the model reads out of R situations. Standard deviations are those of the ids' own distributions."""
-
-    value: Tensor  # (R,) discount ** (control steps until success)
-    value_std: Tensor  # (R,)
-    success: Tensor  # (R,) probability
-    held: Tensor  # (R,) probability that the gripper holds something
-    keypoints: Tensor  # (R, n, 3) m
-    keypoints_std: Tensor  # (R, n, 3) m
-
-
-@dataclass(frozen=True)
-class Readout:
-    """One `act` pass: beliefs, and the distribution over the expert's chunk."""
-
-    belief: Belief
-    coefs: Tensor  # (R, sum(coefs), 256) probabilities of action bins
-    gripper: Tensor  # (R, G, 2 M) probabilities of gripper codes
-
-
-@dataclass(frozen=True)
-class Imagination:
-    """N futures of H model steps for each of R robots. Images are decoded on demand: `model.decode_frames`."""
-
-    actions: Tensor  # (R, N, H, M, A)
-    image_ids: Tensor  # (R, N, H, K) local, all cameras
-    state: Tensor  # (R, N, H, P) in the robot's units
-    value: Tensor  # (R, N, H), NaN where an action was not finite
-    success: Tensor  # (R, N, H)
-    held: Tensor  # (R, N, H)
-    keypoints: Tensor  # (R, N, H, n, 3) m
-    uncertainty: Tensor  # (R, N, H), standard deviations of this step and those before, added up; see `WorldModel`
-    hidden: Tensor  # (R, N, H, K, width) what the image ids were read from; empty after autoregressive decoding
-    before: Tensor  # (R, N, H, K) the ids of the model step before; K is 0 here and above where no images were wanted
-    strides: tuple[int, ...]  # H, control steps that each model step covers
-
-    def __getitem__(self, robots: int | slice) -> Imagination:
-        """One robot's futures, fields (N, H, ...), or those of some robots."""
-        return replace(self, **{name: getattr(self, name)[robots] for name in FIELDS})
-
-    @property
-    def control_steps(self) -> tuple[int, ...]:
-        """H, control steps from now until what each model step shows."""
-        return tuple(accumulate(self.strides))
-
-
-FIELDS = tuple(f.name for f in fields(Imagination) if f.name != "strides")  # torch.compile does not read a class
 
 
 class WorldModel(nn.Module):
@@ -319,29 +242,13 @@ class WorldModel(nn.Module):
             for generator in generators or [None] * rows
         ]).to(self.device)  # (R, Ka, n - 1)
         if joint:
-            codes = self._draw_jointly(cache, noise, temperature)
+            codes = decoding.chunks_jointly(self, cache, noise, temperature)
         else:
             shares = noise.split([at.num_coefs, at.num_grippers], dim=1)
             parts = zip((readout.coefs, readout.gripper), shares, strict=True)
-            drawn = torch.cat([_draw(probs, share, temperature) for probs, share in parts], dim=1)  # (R, Ka, n - 1)
+            drawn = torch.cat([decoding.draw(*part, temperature) for part in parts], dim=1)  # (R, Ka, n - 1)
             codes = drawn.transpose(1, 2)
         return torch.cat([best, self.actions.decode(codes)], dim=1)
-
-    def _draw_jointly(self, cache: Cache, noise: Tensor, temperature: float) -> Tensor:
-        """noise (R, Ka, n) in [0, 1) -> codes (R, n, Ka), read id by id as a chunk is written."""
-        at, (robots, count, n) = self.layout, noise.shape
-        own, codes = cache.kv.allocate(robots * n, count), []
-        ids = torch.full((robots * n, 1), self.vocab.marks.boa, device=self.device)
-        for i in range(count):
-            here = self.step_slots[at.obs + i : at.obs + i + 1]  # an id is said by the one before it
-            past = (cache.kv, own.part(0, i))
-            h, new = self.run(ids, here, CAUSAL, at.position_ids(here, cache.step[:, None]), past=past)
-            own.write(i, new)
-            block = self.vocab.action if i < at.num_coefs else self.vocab.gripper
-            probs = self.logits(h[:, 0], block).softmax(-1)  # (R n, ids)
-            codes.append(_draw(probs, noise[:, i].reshape(-1, 1), temperature))
-            ids = block.encode(codes[-1])
-        return torch.cat(codes, dim=1).unflatten(0, (robots, n))
 
     def likeliest(self, readout: Readout) -> Tensor:
         """(R, M, A) f32, the chunk that is proposed first."""
@@ -558,13 +465,6 @@ class WorldModel(nn.Module):
     def autocast(self) -> Iterator[None]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             yield
-
-
-def _draw(probs: Tensor, noise: Tensor, temperature: float) -> Tensor:
-    """Ids (..., n) from distributions (..., V) made sharper by a temperature below 1; noise (..., n) in [0, 1)."""
-    cumulative = (probs.double() ** (1 / temperature)).cumsum(-1)
-    cumulative = cumulative / cumulative[..., -1:]
-    return torch.searchsorted(cumulative, noise.contiguous()).clamp_max(probs.shape[-1] - 1)
 
 
 def _check_parts(spec: Spec, vocab: Vocab, frames: ImageTokenizer, actions: ActionTokenizer) -> None:

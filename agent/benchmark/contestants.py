@@ -19,11 +19,12 @@ from envs.types import Observation
 from world_model.metrics.images import psnr
 from world_model.metrics.states import error_name, state_error
 from world_model.metrics.windows import context, spread_by_episode
-from world_model.model import CPU_ROWS, Cache, WorldModel
+from world_model.model import CPU_ROWS, WorldModel
 from world_model.nn.transformer import join
 from world_model.tokens.layout import CAUSAL
 from world_model.training.dataset import Batch, EpisodeDataset
 from world_model.training.loss import batch_losses
+from world_model.types import Cache
 
 FRAMES = "imagined frames"  # one is a model step of one candidate, with the images of all cameras
 PARALLEL = "parallel"

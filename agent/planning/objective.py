@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from world_model.model import Imagination
+    from world_model.types import Imagination
 
 # keypoints (..., n, 3) in m, the robot's state (..., P), probability of holding something (...)
 # -> how far the task has come, (...) in [0, 1]

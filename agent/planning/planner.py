@@ -30,7 +30,7 @@ from agent.planning.candidates import ActionSpace, Draws, Seeds, shift
 from envs.types import Spec
 
 if TYPE_CHECKING:
-    from world_model.model import Imagination
+    from world_model.types import Imagination
 
 # (imagination whose fields lead with (R, N, H), control steps a model step) -> scores (R, N) f32, more is better
 Score = Callable[[Any, int], Tensor]

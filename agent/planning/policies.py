@@ -19,9 +19,10 @@ from agent.planning.objective import Objective
 from agent.planning.planner import Plan, Planner, PlannerConfig
 from envs.types import Observation, Spec, check_action
 from world_model import checkpoint
-from world_model.model import History, WorldModel
+from world_model.model import WorldModel
 from world_model.nn.device import choose_device
 from world_model.tokens.text import TextTokenizer
+from world_model.types import History
 
 
 @dataclass(frozen=True)

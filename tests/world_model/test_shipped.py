@@ -9,7 +9,7 @@ import torch
 from envs.sim.table import SPEC
 from envs.types import Observation
 from world_model import checkpoint
-from world_model.model import History
+from world_model.types import History
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 FOLD, LIFT = "fold the cloth in half", "lift the cube"

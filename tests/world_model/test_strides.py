@@ -12,11 +12,12 @@ from tests.robots import made_up
 from tests.world_model.test_model import hidden
 from world_model import decoding
 from world_model.metrics.windows import codes_at_stride, imagine_batch
-from world_model.model import History, WorldModel
-from world_model.tokens.layout import Sequence
+from world_model.model import WorldModel
+from world_model.tokens.sequence import Sequence
 from world_model.training.dataset import EpisodeDataset, stride_shares
 from world_model.training.loss import batch_losses
 from world_model.training.start import continued
+from world_model.types import History
 
 STRIDES = (1, 2, 4, 8)
 

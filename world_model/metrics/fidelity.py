@@ -22,8 +22,9 @@ from world_model.metrics.images import ssim
 from world_model.metrics.states import error_name, moving_dims, state_error, unit_sizes
 from world_model.metrics.statistics import DIGITS, auc, correlation, expected_calibration_error, mean
 from world_model.metrics.windows import codes_at_stride, imagine_batch, spread_by_episode
-from world_model.model import History, Imagination, WorldModel
+from world_model.model import WorldModel
 from world_model.training.dataset import EpisodeDataset
+from world_model.types import History, Imagination
 
 CHANGED = 16  # grey levels in some channel by which a pixel differs from now: below it is light and noise
 BATCH = 16

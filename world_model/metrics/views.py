@@ -10,9 +10,10 @@ import torch
 
 from envs.types import Episode, Observation
 from world_model.metrics.images import psnr
-from world_model.model import History, WorldModel
+from world_model.model import WorldModel
 from world_model.tokens.text import TextTokenizer
 from world_model.training.viewpoints import view_names
+from world_model.types import History
 
 READINGS = ("given", "drawn", "true", "other")
 

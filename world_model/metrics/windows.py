@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from world_model.model import FIELDS, Cache, Imagination, WorldModel
+from world_model.model import WorldModel
 from world_model.training.dataset import Batch, EpisodeDataset
+from world_model.types import FIELDS, Cache, Imagination
 
 
 def longest(dataset: EpisodeDataset) -> int:

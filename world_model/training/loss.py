@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from world_model.tokens.layout import FLAGS, Sequence
+from world_model.tokens.layout import FLAGS
 from world_model.tokens.poses import POSE_IDS
+from world_model.tokens.sequence import Sequence
 from world_model.tokens.vocab import Block
 
 if TYPE_CHECKING:

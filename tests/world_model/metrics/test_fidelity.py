@@ -10,9 +10,9 @@ from envs.types import Observation
 from tests.robots import ARM, HANDS, made_up
 from world_model.metrics import fidelity
 from world_model.metrics.fidelity import Counterfactual, evaluate_fidelity
-from world_model.model import History, Imagination
 from world_model.training.dataset import EpisodeDataset, fit_ranges
 from world_model.training.start import continued
+from world_model.types import History, Imagination
 
 
 def counterfactuals_of(world, text, episode) -> list[Counterfactual]:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from envs.types import ActionSpec, CameraSpec, Spec, StateSpec
-from world_model.tokens.layout import ACT, CAUSAL, NEXT, VIEW, Layout, Sequence
+from world_model.tokens.layout import ACT, CAUSAL, NEXT, VIEW, Layout
 from world_model.tokens.poses import PoseRange
+from world_model.tokens.sequence import Sequence
 from world_model.tokens.vocab import Vocab
 
 
