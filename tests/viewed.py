@@ -16,8 +16,8 @@ ROBOT = Spec(
     action=(ActionSpec("dx"), ActionSpec("dy"), ActionSpec("jaw", gripper=True)),
     control_hz=10, keypoints=("block",), workspace=((-0.5, -0.5, 0.0), (0.5, 0.5, 0.5)),
 )  # fmt: skip
-FRONT = CameraPose((0.8, 0.0, 0.8), (0.0, 0.0, 0.0), 40.0).pose
-LEFT = CameraPose((0.0, 0.8, 0.8), (0.0, 0.0, 0.0), 40.0).pose
+FRONT = CameraPose((0.8, 0.0, 0.8), (0.0, 0.0, 0.0), 40.0).pose.astype(np.float32)
+LEFT = CameraPose((0.0, 0.8, 0.8), (0.0, 0.0, 0.0), 40.0).pose.astype(np.float32)
 TOP = np.array([0, 0, 1.2, 1, 0, 0, 0, math.radians(40)], np.float32)  # straight down
 IN_HAND = np.array([0.05, 0, -0.02, 0, 1, 0, 0, 1.2], np.float32)  # relative to the hand
 PLACES = {"left": LEFT, "top": TOP}

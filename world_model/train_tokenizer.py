@@ -189,7 +189,7 @@ def keypoint_places(
     if camera.name not in augment.poses:
         return torch.empty(len(keypoints), 0, 2)
     points = change.points(keypoints).numpy()
-    places = augment.poses[camera.name].project(points, camera.height, camera.width)
+    places = project(augment.poses[camera.name].pose, points, camera.height, camera.width)
     if told is not None and np.isfinite(told).any():
         own = project(told, points, camera.height, camera.width)
         places = np.where(np.isfinite(told).all(-1)[:, None, None], own, places)

@@ -96,7 +96,7 @@ class Change:
         """Images of one camera (n, ..., h, w, 3) u8 -> the same shape. told: the poses (n, ..., 8) that it had then,
         NaN where nobody knows; they stay true, because it is the scene that moves, and not the camera."""
         if camera in self.poses:
-            matrix = self.poses[camera].matrix(*images.shape[-3:-1])
+            matrix = pose_matrix(self.poses[camera].pose, *images.shape[-3:-1])
             if told is not None and np.isfinite(told).any():
                 own = pose_matrix(told, *images.shape[-3:-1])
                 matrix = np.where(np.isfinite(own), own, matrix)

@@ -26,34 +26,19 @@ class CameraPose:
         if self.position[:2] == self.target[:2]:
             raise ValueError("a camera that looks straight up or down has no `up`: move its `target` a millimetre")
 
-    def matrix(self, height: int, width: int) -> np.ndarray:
-        """(3, 4): homogeneous world points to homogeneous (row, column); a pixel's middle is at its integer."""
-        forward = np.subtract(self.target, self.position)
-        right = np.cross(forward, (0.0, 0.0, 1.0))
-        up = np.cross(right, forward)
-        axes = np.stack([a / np.linalg.norm(a) for a in (-up, right, forward)])
-        focal = height / 2 / np.tan(np.radians(self.fovy) / 2)
-        lens = np.array([[focal, 0, (height - 1) / 2], [0, focal, (width - 1) / 2], [0, 0, 1]])
-        return lens @ np.hstack([axes, -axes @ np.reshape(self.position, (3, 1))])
-
-    def project(self, points: np.ndarray, height: int, width: int) -> np.ndarray:
-        """(..., 3) m -> (..., 2) row and column in pixels of an image of that size, NaN for NaN."""
-        matrix = self.matrix(height, width)
-        seen = points @ matrix[:, :3].T + matrix[:, 3]
-        return seen[..., :2] / seen[..., 2:]
-
     @property
     def pose(self) -> np.ndarray:
-        """(8,) f32, the same as `envs.types.POSE` has it."""
+        """(8,) f64, the same as `envs.types.POSE` has it."""
         forward = np.subtract(self.target, self.position)
         right = np.cross(forward, (0.0, 0.0, 1.0))
         axes = np.stack([a / np.linalg.norm(a) for a in (right, np.cross(right, forward), -forward)], axis=1)
         x, y, z, w = Rotation.from_matrix(axes).as_quat(canonical=True)  # w >= 0
-        return np.array([*self.position, w, x, y, z, np.radians(self.fovy)], np.float32)
+        return np.array([*self.position, w, x, y, z, np.radians(self.fovy)])
 
 
 def pose_matrix(poses: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(..., 8) `envs.types.POSE`, in the world -> (..., 3, 4) f64, what `CameraPose.matrix` is; NaN for NaN."""
+    """(..., 8) `envs.types.POSE`, in the world -> (..., 3, 4) f64: homogeneous world points to homogeneous row and
+    column of an image of that size, NaN for NaN; a pixel's middle is at its integer."""
     poses = np.asarray(poses, np.float64)
     w, x, y, z = np.moveaxis(poses[..., 3:7], -1, 0)
     right = [1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)]
@@ -67,9 +52,10 @@ def pose_matrix(poses: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def project(poses: np.ndarray, points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Where cameras at poses (n, 8) see points (n, k, 3), in metres: (n, k, 2), as `CameraPose.project`."""
+    """Where cameras at poses (..., 8) see points (..., k, 3), in metres: (..., k, 2), row and column, NaN for NaN. One
+    pose serves all points."""
     matrix = pose_matrix(poses, height, width)
-    seen = points @ matrix[..., :3].swapaxes(-1, -2) + matrix[:, None, :, 3]
+    seen = points @ matrix[..., :3].swapaxes(-1, -2) + matrix[..., None, :, 3]
     return seen[..., :2] / seen[..., 2:]
 
 

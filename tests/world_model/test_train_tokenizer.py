@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from envs.data.augmentation import Augmentation
-from envs.data.camera import CameraPose
+from envs.data.camera import CameraPose, project
 from envs.data.split import is_held_out
 from envs.data.store import EpisodeError, EpisodeStore
 from envs.sim.table import SPEC, TABLE_HEIGHT
@@ -37,7 +37,7 @@ def painted(seed: int) -> Episode:
     main, keypoints = np.stack([table] * (STEPS + 1)), np.full((STEPS + 1, 4, 3), np.nan, np.float32)
     for step in range(STEPS + 1):
         keypoints[step, 0] = 0.0, -0.05 + 0.008 * step, 0.82
-        row, column = POSE.project(keypoints[step, 0], 64, 64).round().astype(int)
+        row, column = project(POSE.pose, keypoints[step, :1], 64, 64)[0].round().astype(int)
         main[step, row - 2 : row + 3, column - 2 : column + 3] = 210, 40, 30
     return Episode(
         images={"main": main, "wrist": main[:, 16:48, 16:48].copy()}, state=np.zeros((STEPS + 1, 7), np.float32),
@@ -183,7 +183,7 @@ def test_keypoints_count_where_the_pose_is_known(config: command.TrainConfig):
     points[:, 0] = torch.tensor([0.03, 0.0, 0.83])
     main, wrist = (command.keypoint_places(AUGMENT, camera, change, points) for camera in SPEC.cameras)
     assert wrist.shape == (2, 0, 2) and main.shape == (2, 4, 2) and torch.isfinite(main).all()
-    expected = POSE.project(change.points(points)[:, 0].numpy(), 64, 64)
+    expected = project(POSE.pose, change.points(points)[:, 0].numpy(), 64, 64)
     np.testing.assert_allclose(main[:, 0].numpy(), expected, atol=1e-3)
     assert (main[:, 1:] < -100).all()
 

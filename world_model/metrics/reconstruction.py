@@ -84,8 +84,8 @@ def evaluate(
         if camera.name in poses and episode.spec.keypoints:
             size, points = (camera.height, camera.width), episode.keypoints[::stride]
             told = episode.poses.get(camera.name, np.full((1, 1), np.nan))[::stride]
-            known = np.isfinite(told).all()
-            places = project(told, points, *size) if known else poses[camera.name].project(points, *size)  # (t, n, 2)
+            pose = told if np.isfinite(told).all() else poses[camera.name].pose
+            places = project(pose, points, *size)  # (t, n, 2)
             found = compare_objects(images[::stride], again, places)
             named |= {f"{camera.name}_{name}": values for name, values in found.items()}
     sums = {name: float(np.sum(values)) for name, values in named.items()}

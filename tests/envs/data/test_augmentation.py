@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from envs.data.augmentation import Augmentation, Change
-from envs.data.camera import CameraPose
+from envs.data.camera import CameraPose, project
 from envs.data.settings import from_settings
 from envs.sim.table import SPEC, TABLE_HEIGHT
 from envs.types import CameraSpec, StateSpec
@@ -22,7 +22,7 @@ TABLETOP = Augmentation(share=1.0, shift=0.04, poses={"main": POSE}, attached=("
 def spot(points: np.ndarray, height: int = 64, width: int = 64) -> torch.Tensor:
     """A dark image with a bright blob where the camera sees each point, (1, h, w, 3) u8."""
     image = np.zeros((height, width))
-    for row, column in POSE.project(points, height, width):
+    for row, column in project(POSE.pose, points, height, width):
         image += 255 * np.exp(-((np.arange(height)[:, None] - row) ** 2 + (np.arange(width) - column) ** 2) / 4)
     return torch.from_numpy(image.clip(0, 255).astype(np.uint8))[None, :, :, None].repeat(1, 1, 1, 3)
 
@@ -36,12 +36,12 @@ def centre(image: torch.Tensor) -> np.ndarray:
 
 def test_a_camera_looks_at_its_target():
     """Catches a mirrored or transposed projection: everything that looks round a keypoint would miss it."""
-    assert np.allclose(POSE.project(np.array(POSE.target), 64, 64), 31.5)
-    assert np.allclose(POSE.project(np.array(POSE.target), 48, 96), (23.5, 47.5))
-    nearer, right = POSE.project(np.array([[0.13, 0, 0.83], [0.03, 0.1, 0.83]]), 64, 64)
+    assert np.allclose(project(POSE.pose, np.array([POSE.target]), 64, 64), 31.5)
+    assert np.allclose(project(POSE.pose, np.array([POSE.target]), 48, 96), (23.5, 47.5))
+    nearer, right = project(POSE.pose, np.array([[0.13, 0, 0.83], [0.03, 0.1, 0.83]]), 64, 64)
     assert nearer[0] > 32 and abs(nearer[1] - 31.5) < 1e-6, "nearer to the camera is lower in the image"
     assert right[1] > 32 and abs(right[0] - 31.5) < 1e-6, "the robot's left is the camera's right"
-    assert np.isnan(POSE.project(np.full(3, np.nan), 64, 64)).all()
+    assert np.isnan(project(POSE.pose, np.full((1, 3), np.nan), 64, 64)).all()
 
 
 def test_a_camera_that_cannot_be_is_refused():
@@ -58,7 +58,7 @@ def test_the_image_moves_as_far_as_the_points(size):
     points = torch.tensor([[[0.02, -0.03, TABLE_HEIGHT]]])
     change = Change(torch.eye(3)[None], torch.tensor([[0.03, -0.02]]), {"main": POSE}, TABLE_HEIGHT)
     moved = change.images("main", spot(points[0].numpy(), *size))
-    np.testing.assert_allclose(centre(moved[0]), POSE.project(change.points(points)[0, 0].numpy(), *size), atol=0.2)
+    np.testing.assert_allclose(centre(moved[0]), project(POSE.pose, change.points(points)[0].numpy(), *size)[0], atol=0.2)
 
 
 def test_every_position_of_the_state_moves_along():
