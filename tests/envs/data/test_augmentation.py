@@ -58,7 +58,8 @@ def test_the_image_moves_as_far_as_the_points(size):
     points = torch.tensor([[[0.02, -0.03, TABLE_HEIGHT]]])
     change = Change(torch.eye(3)[None], torch.tensor([[0.03, -0.02]]), {"main": POSE}, TABLE_HEIGHT)
     moved = change.images("main", spot(points[0].numpy(), *size))
-    np.testing.assert_allclose(centre(moved[0]), project(POSE.pose, change.points(points)[0].numpy(), *size)[0], atol=0.2)
+    expected = project(POSE.pose, change.points(points)[0].numpy(), *size)[0]
+    np.testing.assert_allclose(centre(moved[0]), expected, atol=0.2)
 
 
 def test_every_position_of_the_state_moves_along():
