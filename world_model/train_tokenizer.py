@@ -36,7 +36,7 @@ from world_model.metrics import pictures, reconstruction
 from world_model.metrics.reconstruction import Reconstruction
 from world_model.nn.device import choose_device, choose_precision
 from world_model.tokens.images import ImageConfig, ImageTokenizer, to_unit
-from world_model.training import sources, tracking
+from world_model.training import preparation, sources, tracking
 from world_model.training.dataset import common_spec
 from world_model.training.optimizers import MuonAdamW
 from world_model.training.sources import Source
@@ -44,7 +44,7 @@ from world_model.training.sources import Source
 PROGRESS = "training.safetensors"
 SHOWN = 6  # images of each episode in the picture
 # Settings that change nothing about what is learnt; `data` is told by its content.
-NOT_LEARNT = ("data", "out", "measured_episodes", "checkpoint_seconds", "threads", "precision", "device", "wandb")
+NOT_LEARNT = ("data", "start", "out", "measured_episodes", "checkpoint_seconds", "threads", "precision", "device", "wandb")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class TrainConfig:
     """configs/train_tokenizer.yaml says what each of these means."""
 
     data: tuple[str, ...]
+    start: str | None
     out: str
     tokenizer: TokenizerSettings
     augment: Augmentation
@@ -347,9 +348,14 @@ def run(config: TrainConfig) -> dict:
     if not held_out:
         tqdm.write(f"train_tokenizer: {sources.why_nothing_held_out(found, config.held_out)}", file=sys.stderr)
     settings = {name: value for name, value in asdict(config).items() if name not in NOT_LEARNT}
-    made_from = fingerprint(settings, {}, [source.fingerprint() for source in found])
+    started = preparation.frame_tokenizer(config.start, device) if config.start else None
+    files = {"start": preparation.content(started)} if started else {}
+    made_from = fingerprint(settings, files, [source.fingerprint() for source in found])
     frames = load_frames(config, found)
-    tokenizer = ImageTokenizer(ImageConfig(frames.spec.cameras, **asdict(config.tokenizer))).to(device)
+    network = ImageConfig(frames.spec.cameras, **asdict(config.tokenizer))
+    if started and started.config != network:
+        raise ValueError(f"the images of {config.start} are read by {started.config}, and these need {network}")
+    tokenizer = started or ImageTokenizer(network).to(device)
     out.mkdir(parents=True, exist_ok=True)
     log = tracking.start("tokenizer", out, config.wandb, config)
     began = time.monotonic()

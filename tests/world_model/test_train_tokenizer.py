@@ -55,7 +55,7 @@ def config(tmp_path: Path) -> command.TrainConfig:
     for seed in SEEDS:
         store.write(painted(seed), f"{seed:03d}")
     return command.TrainConfig(
-        data=(str(tmp_path / "data"),), out=str(tmp_path / "out"),
+        data=(str(tmp_path / "data"),), start=None, out=str(tmp_path / "out"),
         tokenizer=command.TokenizerSettings((5, 4, 4), 16, 1, 1), augment=AUGMENT,
         steps=8, batch=4, learning_rate=3e-3, warmup=2, frames_per_episode=6, frames_per_view=0, held_out=3,
         motion_weight=3.0, object_weight=6.0, object_radius=4.5, measured_episodes=2,
@@ -120,6 +120,22 @@ def test_other_settings_and_damage_are_refused(config: command.TrainConfig, tmp_
     progress.write_bytes(progress.read_bytes()[:-100])
     with pytest.raises(ValueError, match="training.safetensors is damaged"):
         command.run(replace(config, steps=2))
+
+
+def test_going_on_from_a_tokenizer(config: command.TrainConfig, tmp_path: Path):
+    """Catches a `start` that is not taken, whose replacement is not noticed, or whose network is another."""
+    command.run(config)
+    first = ImageTokenizer.load(config.out)
+    on = replace(config, start=config.out, out=str(tmp_path / "on"), steps=1, warmup=0, learning_rate=1e-9)
+    command.run(on)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(first.parameters(), ImageTokenizer.load(on.out).parameters(), strict=True))
+    with torch.no_grad():
+        next(first.parameters()).add_(1.0)
+    first.save(config.out)
+    with pytest.raises(ValueError, match="what `start` names is not what it was"):
+        command.run(on)
+    with pytest.raises(ValueError, match="are read by"):
+        command.run(replace(on, out=str(tmp_path / "other"), tokenizer=replace(config.tokenizer, width=32)))
 
 
 def test_data_that_are_not_there_are_named(config: command.TrainConfig, tmp_path: Path):

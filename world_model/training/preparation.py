@@ -94,7 +94,7 @@ def prepare(config: TrainConfig, device: torch.device) -> Data:
         "discount": discount, "views": _taught_views(config, begin, model, episodes),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy", "safetensors")},
     }  # fmt: skip
-    files = {"tokenizer": _content(frames), **({"start": begin.sha256} if begin else {})}
+    files = {"tokenizer": content(frames), **({"start": begin.sha256} if begin else {})}
     made_from = fingerprint(config.learnt, files, [source.fingerprint() for source in found])
     return Data(train, test, model, text, about, made_from, tuple(_notes(config, found, train, test)))
 
@@ -159,7 +159,7 @@ def _require_agreement(config: TrainConfig, begin: Loaded, spec: Spec, device: t
         wrong["strides"] = (list(config.strides), list(strides))
     if config.text_size is not None and begin.text.size > config.text_size:
         wrong["text_size"] = (config.text_size, begin.text.size)
-    if config.tokenizer and _content(begin.frames) != _content(frame_tokenizer(config.tokenizer, device)):
+    if config.tokenizer and content(begin.frames) != content(frame_tokenizer(config.tokenizer, device)):
         wrong["tokenizer"] = (config.tokenizer, "another image tokenizer")
     require_agreement({**wrong, **config.model.against(begin.model.config)}, config.start)
 
@@ -192,7 +192,7 @@ def _shown(cameras: tuple[CameraSpec, ...]) -> str:
     return ", ".join(f"{camera.name} {camera.height} x {camera.width}" for camera in cameras)
 
 
-def _content(frames: ImageTokenizer) -> str:
+def content(frames: ImageTokenizer) -> str:
     """sha256 of an image tokenizer, the same within a checkpoint and beside it."""
     weights = {name: value.detach().cpu().contiguous() for name, value in frames.state_dict().items()}
     config = to_json(asdict(frames.config), sort_keys=True).encode()
