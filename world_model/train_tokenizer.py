@@ -44,7 +44,8 @@ from world_model.training.sources import Source
 PROGRESS = "training.safetensors"
 SHOWN = 6  # images of each episode in the picture
 # Settings that change nothing about what is learnt; `data` is told by its content.
-NOT_LEARNT = ("data", "start", "out", "measured_episodes", "checkpoint_seconds", "threads", "precision", "device", "wandb")
+RUNTIME = ("checkpoint_seconds", "threads", "precision", "device", "wandb")
+NOT_LEARNT = ("data", "start", "out", "measured_episodes", *RUNTIME)
 
 
 @dataclass(frozen=True)
@@ -355,7 +356,7 @@ def run(config: TrainConfig) -> dict:
     network = ImageConfig(frames.spec.cameras, **asdict(config.tokenizer))
     if started and started.config != network:
         raise ValueError(f"the images of {config.start} are read by {started.config}, and these need {network}")
-    tokenizer = started or ImageTokenizer(network).to(device)
+    tokenizer = (started or ImageTokenizer(network).to(device)).requires_grad_(True)  # a checkpoint's is frozen
     out.mkdir(parents=True, exist_ok=True)
     log = tracking.start("tokenizer", out, config.wandb, config)
     began = time.monotonic()

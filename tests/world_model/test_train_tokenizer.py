@@ -128,7 +128,10 @@ def test_going_on_from_a_tokenizer(config: command.TrainConfig, tmp_path: Path):
     first = ImageTokenizer.load(config.out)
     on = replace(config, start=config.out, out=str(tmp_path / "on"), steps=1, warmup=0, learning_rate=1e-9)
     command.run(on)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(first.parameters(), ImageTokenizer.load(on.out).parameters(), strict=True))
+    assert all(
+        torch.allclose(a, b, atol=1e-5)
+        for a, b in zip(first.parameters(), ImageTokenizer.load(on.out).parameters(), strict=True)
+    )
     with torch.no_grad():
         next(first.parameters()).add_(1.0)
     first.save(config.out)
