@@ -350,7 +350,7 @@ def run(config: TrainConfig) -> dict:
         tqdm.write(f"train_tokenizer: {sources.why_nothing_held_out(found, config.held_out)}", file=sys.stderr)
     settings = {name: value for name, value in asdict(config).items() if name not in NOT_LEARNT}
     started = preparation.frame_tokenizer(config.start, device) if config.start else None
-    files = {"start": preparation.content(started)} if started else {}
+    files = {"start": started.content()} if started else {}
     made_from = fingerprint(settings, files, [source.fingerprint() for source in found])
     frames = load_frames(config, found)
     network = ImageConfig(frames.spec.cameras, **asdict(config.tokenizer))
@@ -377,7 +377,7 @@ def run(config: TrainConfig) -> dict:
     first = {str(store.root): (store, name) for store, name in reversed(held_out)}
     if first:
         picture(tokenizer, [store.read(name) for store, name in first.values()]).save(out / "reconstruction.png")
-    tokenizer.save(out, report["figures"])
+    tokenizer.save(out, report["figures"], files.get("start", ""))
     write_json(out / "report.json", report)
     log.log(report["figures"])
     log.finish()

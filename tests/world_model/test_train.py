@@ -442,6 +442,19 @@ def test_what_is_asked_for_beside_a_start_must_be_what_it_has(config, begun, tmp
             train.prepare(replace(begun, **change), torch.device("cpu"))
 
 
+def test_a_tokenizer_that_was_trained_on_may_replace_that_of_the_start(config, begun, tmp_path):
+    """Catches a model that cannot follow its tokenizer to other looks, one that goes on with the old one in silence,
+    and one that loses its own weights on the way."""
+    first = checkpoint.load(begun.start)
+    save_tokenizer(tmp_path / "tok2", SPEC.cameras, seed=1)
+    other = ImageTokenizer.load(tmp_path / "tok2")
+    other.save(tmp_path / "tok2", continues=first.frames.content())
+    data = train.prepare(replace(begun, tokenizer=str(tmp_path / "tok2")), torch.device("cpu"))
+    assert data.model.frame_tokenizer.content() == other.content() != first.frames.content()
+    for name, value in first.model.state_dict().items():
+        assert name.startswith("frame_tokenizer.") or torch.equal(value, data.model.state_dict()[name]), name
+
+
 def test_strides_may_be_added_to_a_start_that_has_none(begun, tmp_path):
     """Catches a shipped checkpoint that cannot learn short model steps, one that loses its weights for them, and a
     model of some strides that is taught others."""

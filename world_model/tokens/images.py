@@ -199,14 +199,23 @@ class ImageTokenizer(nn.Module):
         """For training: images (n, h, w, 3) in [-1, 1] -> reconstructed (n, h, w, 3), through the quantizer."""
         return self._reconstruct(self._quantize(images)[0], self._index(camera))
 
-    def save(self, folder: str | os.PathLike[str], figures: dict | None = None) -> None:
-        """Write both files, each whole or not at all. figures: what was measured, kept beside the config."""
+    def content(self) -> str:
+        """sha256 of what it is, the same within a checkpoint and beside it."""
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        config = to_json(asdict(self.config), sort_keys=True).encode()
+        return hashlib.sha256(config + safetensors.torch.save(weights)).hexdigest()
+
+    def save(
+        self, folder: str | os.PathLike[str], figures: dict | None = None, continues: str = ""
+    ) -> None:
+        """Write both files, each whole or not at all. figures: what was measured, kept beside the config. continues:
+        the `content` of the tokenizer whose training went on to this one."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = safetensors.torch.save({name: value.contiguous() for name, value in self.state_dict().items()})
         description = {"config": asdict(self.config), "sha256": hashlib.sha256(weights).hexdigest()}
         write_whole(folder / WEIGHTS, weights)
-        write_whole(folder / DESCRIPTION, to_json({**description, "figures": figures or {}}))
+        write_whole(folder / DESCRIPTION, to_json({**description, "continues": continues, "figures": figures or {}}))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: torch.device | None = None) -> ImageTokenizer:
@@ -259,6 +268,13 @@ class ImageTokenizer(nn.Module):
         if camera not in names:
             raise ValueError(f"the image tokenizer knows the cameras {', '.join(names)}, not {camera!r}")
         return names.index(camera)
+
+
+def continued_by(folder: str | os.PathLike[str]) -> str:
+    """The `content` of the tokenizer whose training went on to the one in `folder`; empty for one from nothing, and
+    for one within a checkpoint."""
+    path = Path(folder) / DESCRIPTION
+    return json.loads(path.read_bytes()).get("continues", "") if path.exists() else ""
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import safetensors.torch
 import torch
 
-from envs.data.files import to_json
 from envs.data.fingerprint import fingerprint
 from envs.data.store import EpisodeError
 from envs.types import POSE, CameraSpec, Episode, Spec
@@ -22,7 +19,7 @@ from world_model.checkpoint import Loaded
 from world_model.metrics import windows
 from world_model.model import WorldModel
 from world_model.tokens.actions import ActionTokenizer
-from world_model.tokens.images import ImageTokenizer
+from world_model.tokens.images import ImageTokenizer, continued_by
 from world_model.tokens.poses import fit_poses
 from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
@@ -94,7 +91,7 @@ def prepare(config: TrainConfig, device: torch.device) -> Data:
         "discount": discount, "views": _taught_views(config, begin, model, episodes),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy", "safetensors")},
     }  # fmt: skip
-    files = {"tokenizer": content(frames), **({"start": begin.sha256} if begin else {})}
+    files = {"tokenizer": frames.content(), **({"start": begin.sha256} if begin else {})}
     made_from = fingerprint(config.learnt, files, [source.fingerprint() for source in found])
     return Data(train, test, model, text, about, made_from, tuple(_notes(config, found, train, test)))
 
@@ -124,13 +121,15 @@ def new_model(
 
 def model_from(begin: Loaded, config: TrainConfig, episodes: list[Episode]) -> WorldModel:
     """The checkpoint's model, to go on with. What counts is this training's to say; lengths of model steps are added
-    where there were none, and places for the poses that these episodes tell of cameras of which it knew none."""
+    where there were none, places for the poses that these episodes tell of cameras of which it knew none, and the
+    image tokenizer may be one that was trained on from its own."""
     old = begin.model
     told = {pose.camera: pose for pose in (*fit_poses(old.spec.cameras, episodes), *old.layout.poses)}
     poses = tuple(told[camera.name] for camera in old.spec.cameras if camera.name in told)
     strides = old.config.strides or config.strides or ()
     torch.manual_seed(config.seed)
-    return continued(old, replace(old.config, weights=config.model.weights, strides=strides), poses)
+    frames = frame_tokenizer(config.tokenizer, old.device) if config.tokenizer else None
+    return continued(old, replace(old.config, weights=config.model.weights, strides=strides), poses, frames)
 
 
 def _taught_views(config: TrainConfig, begin: Loaded | None, model: WorldModel, episodes: list[Episode]) -> list[str]:
@@ -159,7 +158,7 @@ def _require_agreement(config: TrainConfig, begin: Loaded, spec: Spec, device: t
         wrong["strides"] = (list(config.strides), list(strides))
     if config.text_size is not None and begin.text.size > config.text_size:
         wrong["text_size"] = (config.text_size, begin.text.size)
-    if config.tokenizer and content(begin.frames) != content(frame_tokenizer(config.tokenizer, device)):
+    if config.tokenizer and not _continues(config.tokenizer, begin.frames):
         wrong["tokenizer"] = (config.tokenizer, "another image tokenizer")
     require_agreement({**wrong, **config.model.against(begin.model.config)}, config.start)
 
@@ -192,18 +191,16 @@ def _shown(cameras: tuple[CameraSpec, ...]) -> str:
     return ", ".join(f"{camera.name} {camera.height} x {camera.width}" for camera in cameras)
 
 
-def content(frames: ImageTokenizer) -> str:
-    """sha256 of an image tokenizer, the same within a checkpoint and beside it."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in frames.state_dict().items()}
-    config = to_json(asdict(frames.config), sort_keys=True).encode()
-    return hashlib.sha256(config + safetensors.torch.save(weights)).hexdigest()
-
-
 def frame_tokenizer(folder: str, device: torch.device) -> ImageTokenizer:
     """What `train_tokenizer` wrote, or the one within a checkpoint."""
     if (Path(folder) / "manifest.json").exists():
         return checkpoint.load(folder, device).frames
     return ImageTokenizer.load(folder, device)
+
+
+def _continues(folder: str, frames: ImageTokenizer) -> bool:
+    """Is what `folder` holds these image tokens, or what further training made of them? Their meaning is kept then."""
+    return frames.content() in (frame_tokenizer(folder, frames.device).content(), continued_by(folder))
 
 
 def without_expert(episode: Episode, valued: bool) -> Episode:

@@ -11,6 +11,7 @@ import torch
 
 from world_model.model import ModelConfig, WorldModel
 from world_model.nn.transformer import TransformerConfig
+from world_model.tokens.images import ImageTokenizer
 from world_model.tokens.poses import PoseRange
 from world_model.training.loss import LossWeights
 
@@ -62,11 +63,15 @@ def require_agreement(disagreements: Mapping[str, tuple[Any, Any]], start: str) 
         )
 
 
-def continued(old: WorldModel, config: ModelConfig, poses: tuple[PoseRange, ...] | None = None) -> WorldModel:
-    """A model of this config, told these poses (None: those that `old` is told), with the weights of `old`, to train
-    on: what is added to the layout is new."""
+def continued(
+    old: WorldModel, config: ModelConfig, poses: tuple[PoseRange, ...] | None = None,
+    frames: ImageTokenizer | None = None,
+) -> WorldModel:
+    """A model of this config, told these poses and with this image tokenizer (None: as `old`), with the weights of
+    `old`, to train on: what is added to the layout is new."""
     poses = old.layout.poses if poses is None else poses
-    new = WorldModel(config, old.spec, old.vocab, old.frame_tokenizer, old.actions, poses).to(old.device)
+    frames = old.frame_tokenizer if frames is None else frames
+    new = WorldModel(config, old.spec, old.vocab, frames, old.actions, poses).to(old.device)
     take_weights(new, old)
     new.precision = old.precision
     return new.train(old.training)
@@ -81,6 +86,7 @@ def take_weights(new: WorldModel, old: WorldModel) -> tuple[str, ...]:
     """
     have = {name: row for row, name in enumerate(old.layout.slot_names)}
     theirs, moved = old.state_dict(), new.state_dict()
+    theirs |= {name: value for name, value in moved.items() if name.startswith("frame_tokenizer.")}  # its own
     rows = torch.tensor([have.get(name, -1) for name in new.layout.slot_names], device=new.device)
     table = moved["step_embed.weight"].clone()
     table[:-1][rows >= 0] = theirs["step_embed.weight"][rows[rows >= 0]].to(table)  # the last row is padding
