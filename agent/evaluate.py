@@ -21,13 +21,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from agent.build import EnvConfig, PolicyConfig, RunConfig, make_env, make_envs, make_policy
+from agent.build import PolicyConfig, RunConfig, make_env, make_envs, make_policy
 from agent.evaluation.provenance import checkpoint_identity, provenance
 from agent.evaluation.statistics import wilson
 from agent.launch import processes
 from agent.launch.command import RunError, claimed, clear_errors, command_line, start
 from envs import preflight
 from envs.data.files import append_line, read_lines, write_json
+from envs.data.store import EpisodeStore
 from envs.data.tracking import check_mode, log_run
 from policies.rollout import Rollout, rollout
 
@@ -72,21 +73,40 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class EvaluateJob:
-    """A worker's part: run, and say how it went."""
+class EvaluateConfig(RunConfig):
+    """keep: the episodes, too, in `episodes` within `out`."""
 
-    env: EnvConfig
-    policy: PolicyConfig
+    keep: bool = False
+
+    @property
+    def kept(self) -> EpisodeStore:
+        """Where episodes are kept."""
+        return EpisodeStore(Path(self.out) / "episodes")
+
+    def name(self, seed: int) -> str:
+        """Of a kept episode."""
+        return f"{self.env.label}-{self.env.split}-{seed:07d}"
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """A worker's part: run, and say how it went. robots: driven at a time."""
+
+    config: EvaluateConfig
     robots: int = 1
 
     def work(self, seeds: Iterator[int]) -> Iterator[Outcome]:
         """One outcome a seed."""
-        with closing(make_envs(self.env, self.robots)) as envs:
-            policy = make_policy(self.policy, self.env, envs)
-            yield from map(Outcome.of, rollout(envs, policy, seeds))
+        config = self.config
+        with closing(make_envs(config.env, self.robots)) as envs:
+            policy = make_policy(config.policy, config.env, envs)
+            for run in rollout(envs, policy, seeds):
+                if config.keep:
+                    config.kept.write(run.episode, config.name(run.episode.seed))
+                yield Outcome.of(run)
 
 
-def evaluate(config: RunConfig, command: str) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig, command: str) -> dict[str, Any]:
     """Evaluate what is missing, write out/report.json and return it."""
     with closing(make_env(config.env)) as env:  # wrong settings are found here, before any process starts
         criterion, instruction = env.criterion, env.instruction
@@ -97,9 +117,12 @@ def evaluate(config: RunConfig, command: str) -> dict[str, Any]:
     log, label = out / "outcomes.jsonl", f"{config.policy.label} on {config.env.label}"
     with claimed(out, "evaluate.json", {"env": asdict(config.env), "policy": policy}, used=log.exists):
         known = read_outcomes(log)
+        if config.keep:  # what an earlier run did not keep is played again
+            kept = set(config.kept.names())
+            known = {seed: outcome for seed, outcome in known.items() if config.name(seed) in kept}
         done = [known[seed] for seed in config.seeds if seed in known]
         todo = [seed for seed in config.seeds if seed not in known]
-        job = EvaluateJob(config.env, config.policy, config.robots_for(len(todo)))
+        job = EvaluateJob(config, config.robots_for(len(todo)))
         with tqdm(total=config.episodes, initial=len(done), unit="episode", desc=label) as bar:
             for outcome in processes.run(job, todo, config.workers):
                 append_line(log, json.dumps(asdict(outcome), allow_nan=False))
@@ -112,7 +135,7 @@ def evaluate(config: RunConfig, command: str) -> dict[str, Any]:
 
 
 def make_report(
-    config: RunConfig,
+    config: EvaluateConfig,
     outcomes: list[Outcome],
     criterion: str,
     instruction: str,
@@ -214,7 +237,7 @@ def main(cfg: DictConfig) -> None:
     with clear_errors():
         preflight.require()
         check_mode(cfg.wandb)
-        config = RunConfig.of(OmegaConf.to_container(cfg, resolve=True))
+        config = EvaluateConfig.of(OmegaConf.to_container(cfg, resolve=True))
         report = evaluate(config, command_line("agent.evaluate", HydraConfig.get().overrides.task))
         print(table(report))
         print(f"report: {Path(config.out) / 'report.json'}")

@@ -22,7 +22,6 @@ import safetensors
 import safetensors.torch
 import torch
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 from tqdm import tqdm
 
 from envs.data.augmentation import Augmentation, Change
@@ -32,8 +31,7 @@ from envs.data.fingerprint import fingerprint, require_same
 from envs.data.settings import from_settings
 from envs.data.store import EpisodeError, EpisodeStore
 from envs.types import POSE, CameraSpec, Episode, Spec
-from world_model.metrics import pictures, reconstruction
-from world_model.metrics.reconstruction import Reconstruction
+from world_model.measure_tokenizer import BOUNDS, measure, picture, table
 from world_model.nn.device import choose_device, choose_precision
 from world_model.tokens.images import ImageConfig, ImageTokenizer, to_unit
 from world_model.training import preparation, sources, tracking
@@ -42,7 +40,6 @@ from world_model.training.optimizers import MuonAdamW
 from world_model.training.sources import Source
 
 PROGRESS = "training.safetensors"
-SHOWN = 6  # images of each episode in the picture
 # Settings that change nothing about what is learnt; `data` is told by its content.
 RUNTIME = ("checkpoint_seconds", "threads", "precision", "device", "wandb")
 NOT_LEARNT = ("data", "start", "out", "measured_episodes", *RUNTIME)
@@ -297,44 +294,6 @@ def held_out_names(found: list[Source]) -> list[tuple[EpisodeStore, str]]:
     return [(source.store, name) for source in found for name in source.held_out]
 
 
-def evaluate(config: TrainConfig, tokenizer: ImageTokenizer, found: list[Source]) -> dict[str, dict[str, float]]:
-    """The figures of each task on its held-out episodes: {env id: {figure: value}}."""
-    sums: dict[str, Reconstruction] = {}
-    chosen = [(s.store, name) for s in found for name in s.held_out[: config.measured_episodes]]
-    for store, name in tqdm(chosen, desc="measuring", unit="episode"):
-        episode = store.read(name)
-        result = reconstruction.evaluate(episode, tokenizer, config.augment.poses, stride=4)
-        sums[episode.env_id] = sums[episode.env_id] + result if episode.env_id in sums else result
-    return {env_id: each.figures() for env_id, each in sums.items()}
-
-
-def picture(tokenizer: ImageTokenizer, episodes: list[Episode]) -> Image.Image:
-    """For each episode a strip of its real images, and under it the reconstructed ones."""
-    strips = []
-    for episode in episodes:
-        pick = np.linspace(0, len(episode.state) - 1, SHOWN).astype(int)
-        real = {name: images[pick] for name, images in episode.images.items()}
-        again = {}
-        for name, images in real.items():
-            ids = tokenizer.encode(torch.from_numpy(images).to(tokenizer.device))
-            again[name] = tokenizer.decode(ids, name).cpu().numpy()
-        strips += [pictures.strip(real), pictures.strip(again)]
-    return pictures.stack(strips)
-
-
-def table(report: dict) -> str:
-    """One line a figure, with its bound where it has one. A camera that moves with the hand has none: hardly anything
-    in its images is still."""
-    lines, attached = [], tuple(f"{name}_" for name in report["config"]["augment"]["attached"])
-    for env_id, figures in report["figures"].items():
-        lines += ["", env_id]
-        for name, value in figures.items():
-            bound = None if name.startswith(attached) else reconstruction.bound_of(name)
-            kept = "kept" if bound and bound.keeps(value) else "MISSED"
-            lines.append(f"  {name:24s}{value:10.3f}" + (f"  bound {bound.value:g}: {kept}" if bound else ""))
-    return "\n".join(lines)
-
-
 def run(config: TrainConfig) -> dict:
     """Train or go on, measure, write everything into `out`; returns the report."""
     torch.set_num_threads(config.threads)
@@ -368,9 +327,9 @@ def run(config: TrainConfig) -> dict:
                 log.log({"loss": loss, "learning_rate": learning_rate(config, done)}, step=done)
     tokenizer.eval()
     seconds = time.monotonic() - began
+    measured = [(s.store, name) for s in found for name in s.held_out[: config.measured_episodes]]
     report = json.loads(to_json({
-        "figures": evaluate(config, tokenizer, found), "config": asdict(config),
-        "bounds": {"at_least": reconstruction.AT_LEAST, "at_most": reconstruction.AT_MOST},
+        "figures": measure(measured, tokenizer, config.augment), "bounds": BOUNDS, "config": asdict(config),
         "episodes": {"train": training, "held_out": len(held_out)}, "frames": len(frames),
         "training_seconds_this_run": round(seconds, 1),
     }))  # fmt: skip
@@ -392,12 +351,13 @@ def to_config(raw: DictConfig) -> TrainConfig:
 @hydra.main(version_base=None, config_path="../configs", config_name="train_tokenizer")
 def main(raw: DictConfig) -> None:
     try:
-        report = run(to_config(raw))
+        config = to_config(raw)
+        report = run(config)
     except KeyboardInterrupt:
         sys.exit("train_tokenizer: stopped; run the same command again to go on")
     except (EpisodeError, FloatingPointError, ValueError, OSError) as error:
         sys.exit(f"train_tokenizer: {error}")
-    print(table(report))
+    print(table(report["figures"], config.augment.attached))
     print(f"\nwritten to {raw.out}")
 
 

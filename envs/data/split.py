@@ -1,4 +1,5 @@
-"""Which episodes are held out: decided by each episode's own seed, so that adding episodes moves none.
+"""Which episodes no training sees: those of the splits that are for evaluation alone, and those that are held out,
+which is decided by each episode's own seed, so that adding episodes moves none.
 
 A rule that ranks the seeds of a folder (every tenth of them) moves episodes from one side to the other when the folder
 grows, and what was measured on becomes what is trained on. A hash of the seed cannot. The price is that the share is
@@ -10,6 +11,15 @@ moved would move back when the folder grows: a training then goes on without hel
 from __future__ import annotations
 
 import hashlib
+
+EVALUATION = ("unseen", "wild")  # and what follows after a dot: `unseen.texture`
+
+
+def refuse_training(split: str, of: str) -> None:
+    """Raise ValueError where episodes of this split, those `of` a folder, would be trained on: what is measured there
+    would no longer be unseen."""
+    if split.partition(".")[0] in EVALUATION:
+        raise ValueError(f"{of} are of split={split}, which is for evaluation alone: no training may see them")
 
 
 def is_held_out(seed: int, every: int) -> bool:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from agent import evaluate as command
-from agent.build import PolicyConfig, RunConfig
-from agent.evaluate import evaluate, read_outcomes, table
+from agent.build import PolicyConfig
+from agent.evaluate import EvaluateConfig, evaluate, read_outcomes, table
 from agent.launch.command import RunError
+from world_model.training.sources import open_sources
 
 FIELDS = {
     "success_rate", "ci95", "episodes", "seeds", "split", "criterion", "outcomes", "seconds_per_decision",
@@ -39,11 +40,11 @@ class EvenSeeds:
 
 
 @pytest.fixture
-def config(reach, tmp_path, monkeypatch) -> RunConfig:
+def config(reach, tmp_path, monkeypatch) -> EvaluateConfig:
     monkeypatch.setattr(command, "make_policy", lambda *_: EvenSeeds())
     env = replace(reach, split="seen")
     policy = PolicyConfig(name="scripted")
-    return RunConfig(env=env, policy=policy, seed=10, episodes=4, out=str(tmp_path / "run"), workers=0)
+    return EvaluateConfig(env=env, policy=policy, seed=10, episodes=4, out=str(tmp_path / "run"), workers=0)
 
 
 def test_report(config):
@@ -135,3 +136,19 @@ def test_what_leaves_its_range_is_reported(config):
     report = evaluate(config, "c")
     assert report["state_outside"]["gripper.z"] > 0 and not report["actions_clipped"]
     assert "gripper.z" in table(report)
+
+
+def test_kept_episodes_are_those_that_were_counted(config, tmp_path):
+    """Catches failures that nobody can look at, outcomes counted without their episode, and `unseen` episodes that a
+    training takes."""
+    evaluate(config, "c")
+    with_episodes = replace(config, keep=True, env=replace(config.env, split="unseen"), out=str(tmp_path / "kept"))
+    first = evaluate(replace(with_episodes, keep=False), "c")
+    again = evaluate(with_episodes, "c")
+    assert again["outcomes"] == first["outcomes"]
+    kept = with_episodes.kept
+    assert [kept.read(name).seed for name in kept.names()] == again["seeds"]
+    assert [bool(kept.read(name).success[-1]) for name in kept.names()] == [o["success"] for o in again["outcomes"]]
+    (source,) = open_sources({"data": [str(kept.root)]})
+    with pytest.raises(ValueError, match="split=unseen, which is for evaluation alone"):
+        next(source.each())

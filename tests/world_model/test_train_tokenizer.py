@@ -76,7 +76,8 @@ def test_it_learns_and_writes_what_it_promises(config: command.TrainConfig):
     assert (out / "reconstruction.png").stat().st_size > 1000
     loaded = ImageTokenizer.load(out).config
     assert loaded.cameras == SPEC.cameras and (loaded.levels, loaded.width) == ((5, 4, 4), 16)
-    lines = {line.split()[0]: line for line in command.table(report).splitlines() if line.startswith("  ")}
+    shown = command.table(report["figures"], AUGMENT.attached).splitlines()
+    lines = {line.split()[0]: line for line in shown if line.startswith("  ")}
     assert "MISSED" in lines["main_psnr"] and "kept" in lines["main_object_lost"] + lines["main_still_kept"]
     assert "bound" not in lines["wrist_still_kept"], "a camera that moves with the hand"
     assert report["episodes"] == {"train": len(SEEDS) - len(HELD), "held_out": len(HELD)}

@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from envs.data.fingerprint import Folder
+from envs.data.split import refuse_training
 from envs.data.store import EpisodeStore
 from envs.types import Episode
 
@@ -30,10 +31,13 @@ class Source:
     held_out: tuple[str, ...] = ()
 
     def each(self, held_out: bool = False) -> Iterator[Episode]:
-        """The episodes of one side, one after the other. EpisodeError for one that is damaged."""
+        """The episodes of one side, one after the other. EpisodeError for one that is damaged, ValueError for one of a
+        split that no training may see."""
         names = self.held_out if held_out else self.train
         for name in tqdm(names, desc=f"reading {self.store.root}", unit="episode", disable=not names):
-            yield self.store.read(name, states=False)
+            episode = self.store.read(name, states=False)
+            refuse_training(episode.split, f"episodes in {self.store.root}")
+            yield episode
 
     def fingerprint(self) -> Folder:
         """What the folder holds."""
