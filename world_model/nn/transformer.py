@@ -128,6 +128,27 @@ def causal_mask(length: int, before: int, device: torch.device) -> Tensor:
     return torch.ones(length, before + length, dtype=torch.bool, device=device).tril(before)
 
 
+class FewPasses(torch.autograd.Function):
+    """`F.rms_norm` on a CPU, where torch takes it apart into a dozen passes over memory each way and, of bf16, a copy
+    in fp32: this takes a third of its time in bf16, half of it in fp32."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)  # (..., 1)
+        unit = x * scale
+        ctx.save_for_backward(unit, scale, weight)
+        return unit * weight
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        unit, scale, weight = ctx.saved_tensors
+        of_weight = (grad * unit).flatten(0, -2).sum(0)
+        of_unit = grad * weight
+        along = (of_unit * unit).mean(-1, keepdim=True)  # what would only change the length
+        return torch.addcmul(of_unit, unit, along, value=-1).mul_(scale), of_weight, None
+
+
 class RMSNorm(nn.Module):
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -135,7 +156,10 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        weight = self.weight.to(x.dtype)
+        if x.device.type == "cpu":
+            return FewPasses.apply(x, weight, self.eps)
+        return F.rms_norm(x, weight.shape, weight, self.eps)
 
 
 def rotary(positions: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

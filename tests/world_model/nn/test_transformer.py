@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from world_model.nn.transformer import KV, Segment, Transformer, TransformerConfig, attend, join, rotary, rotate
+from world_model.nn.transformer import (
+    KV, RMSNorm, Segment, Transformer, TransformerConfig, attend, join, rotary, rotate,
+)  # fmt: skip
 
 CONFIG = TransformerConfig(width=32, num_layers=2, num_heads=4, num_kv_heads=2, hidden=64)
 VOCAB = 50
@@ -199,3 +202,23 @@ def test_shape_errors_name_the_shape(transformer):
         transformer(transformer.embed(ids(3)), torch.arange(12), None, (kv,))
     with pytest.raises(ValueError, match="multiple of num_kv_heads"):
         TransformerConfig(num_heads=6, num_kv_heads=4)
+
+
+def test_rms_norm_in_few_passes_is_torchs():
+    """Catches a wrong gradient of the hand-written one, of which everything that is trained on a CPU is made."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 4, 5, 16, requires_grad=True), torch.randn(16, requires_grad=True)
+    norm = RMSNorm(16, 1e-5)
+    norm.weight = torch.nn.Parameter(weight.detach())
+    torchs, ours = F.rms_norm(x, (16,), weight, 1e-5), norm(x)
+    torch.testing.assert_close(ours, torchs)
+    grad = torch.randn_like(x)
+    of_x, of_weight = torch.autograd.grad(torchs, (x, weight), grad)
+    again_x, again_weight = torch.autograd.grad(ours, (x, norm.weight), grad)
+    torch.testing.assert_close(again_x, of_x)
+    torch.testing.assert_close(again_weight, of_weight)
+    tiny = norm(torch.full((2, 16), 1e-12))
+    assert torch.isfinite(tiny).all()
+    half = norm(x.to(torch.bfloat16))
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), torchs, rtol=0.02, atol=0.02)
