@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 
 from world_model.nn.transformer import (
-    KV, RMSNorm, Segment, Transformer, TransformerConfig, attend, join, rotary, rotate,
+    KV,
+    RMSNorm,
+    Segment,
+    Transformer,
+    TransformerConfig,
+    attend,
+    join,
+    rotary,
+    rotate,
 )  # fmt: skip
 
 CONFIG = TransformerConfig(width=32, num_layers=2, num_heads=4, num_kv_heads=2, hidden=64)
