@@ -32,7 +32,8 @@ class EnvConfig(AdapterConfig):
 
     name: short, for file names; made from the id where it is null. id: gymnasium's, with `module:` before it where a
     module has to be imported first. options: of its constructor. expert: `module:Name` of who demonstrates, null for
-    nobody. perturb: fields of policies.scripted.perturbed.Perturbed that fit this robot.
+    nobody. perturb: fields of policies.scripted.perturbed.Perturbed that fit this robot. starts: where an imagined
+    environment begins: a folder of episodes, several, or the id of an environment that is reset for it.
     """
 
     id: str
@@ -41,6 +42,7 @@ class EnvConfig(AdapterConfig):
     options: Mapping[str, Any] = field(default_factory=dict)
     expert: str | None = None
     perturb: Mapping[str, Any] = field(default_factory=dict)
+    starts: str | tuple[str, ...] | None = None
 
     @property
     def label(self) -> str:
@@ -175,8 +177,12 @@ def make_env(config: EnvConfig) -> Adapter:
 
 
 def make_envs(config: EnvConfig, robots: int = 1) -> VectorEnv:
-    """Several of them in this process, for the loop."""
-    return vector([lambda: make_env(config)] * robots)
+    """Several of them in this process, for the loop. Close them after use."""
+    if config.starts is None:
+        return vector([lambda: make_env(config)] * robots)
+    from agent.evaluation.starts import imagined_envs  # and torch, which a simulator does without
+
+    return imagined_envs(config, robots, make_env)
 
 
 def make_expert(config: EnvConfig, spec: Spec) -> SinglePolicy | None:

@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from agent.build import PolicyConfig, RunConfig, make_env, make_envs, make_policy
+from agent.build import PolicyConfig, RunConfig, make_envs, make_policy
 from agent.evaluation.provenance import checkpoint_identity, provenance
 from agent.evaluation.statistics import wilson
 from agent.launch import processes
@@ -108,8 +108,8 @@ class EvaluateJob:
 
 def evaluate(config: EvaluateConfig, command: str) -> dict[str, Any]:
     """Evaluate what is missing, write out/report.json and return it."""
-    with closing(make_env(config.env)) as env:  # wrong settings are found here, before any process starts
-        criterion, instruction = env.criterion, env.instruction
+    with closing(make_envs(config.env)) as envs:  # wrong settings are found here, before any process starts
+        criterion, instruction = envs.get_attr("criterion")[0], envs.get_attr("instruction")[0]
     checkpoint = identity(config.policy)
     # a checkpoint is told by its content, whatever path leads to it
     policy = asdict(replace(config.policy, checkpoint=checkpoint["sha256"] if checkpoint else ""))

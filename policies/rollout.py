@@ -170,6 +170,7 @@ class _Robot:
             poses=seen.poses,
             sim_state=np.stack(self.simulated) if self.simulated[0].size else np.zeros((0, 0)),
             split=envs.get_attr("split")[0],
+            source=envs.get_attr("source")[0],
             off_task_steps=min(int(getattr(self.state, "off_task_steps", 0)), count - 1),
             terminated=self.terminated,
             truncated=self.truncated,

@@ -144,17 +144,30 @@ class WorldModel(nn.Module):
         if max(lengths) == 1:
             return self.context(instruction, [now], [])
         # Where there is no step before, something must stand in its place; it is padding that nobody sees.
-        nothing = np.broadcast_to(self.spec.rest, (self.actions.chunk, self.actions.action_dim))
-        executed = [h.steps[0][1] if len(h.steps) == 2 else nothing for h in histories]
-        if any(chunk is None for chunk in executed):
-            raise ValueError("the first of two steps needs the chunk that was executed after it")
-        steps = [len(chunk) for chunk in executed]
-        self.layout.require_strides(steps)
-        stride = None if min(steps) == self.actions.chunk else torch.tensor(steps)
-        full = [np.pad(chunk, ((0, self.actions.chunk - len(chunk)), (0, 0))) for chunk in executed]
-        code = self.actions.encode(torch.from_numpy(np.stack(full).astype(np.float32)), steps=stride).to(self.device)
         before = self.encode_observations([history.steps[0][0] for history in histories])
-        has_past = None if min(lengths) == 2 else torch.tensor([n == 2 for n in lengths], device=self.device)
+        if any(len(history.steps) == 2 and history.steps[0][1] is None for history in histories):
+            raise ValueError("the first of two steps needs the chunk that was executed after it")
+        return self.remembering(instruction, now, before, [h.steps[0][1] for h in histories])
+
+    @torch.no_grad()
+    def remembering(
+        self, instruction: Tensor, now: tuple[Tensor, ...], before: tuple[Tensor, ...],
+        executed: Sequence[np.ndarray | None],
+    ) -> Cache:  # fmt: skip
+        """The cache of R robots, of which some remember a step: as `context`, with the control steps (n, A) executed
+        between the two observations, None for a robot that has none before now, whose `before` may be anything."""
+        has = [each is not None for each in executed]
+        if not any(has):
+            return self.context(instruction, [now], [])
+        chunk = self.actions.chunk
+        nothing = np.broadcast_to(self.spec.rest, (chunk, len(self.spec.action)))
+        executed = [nothing if each is None else each for each in executed]
+        steps = [len(each) for each in executed]
+        self.layout.require_strides(steps)
+        stride = None if min(steps) == chunk else torch.tensor(steps)
+        full = np.stack([np.pad(each, ((0, chunk - len(each)), (0, 0))) for each in executed]).astype(np.float32)
+        code = self.actions.encode(torch.from_numpy(full), steps=stride).to(self.device)
+        has_past = None if all(has) else torch.tensor(has, device=self.device)
         stride = None if stride is None else stride.to(self.device)
         return self.context(instruction, [before, now], [code], has_past, stride)
 
