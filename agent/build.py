@@ -19,6 +19,7 @@ from envs.adapter import Adapter, AdapterConfig, vector
 from envs.data.settings import from_settings
 from envs.types import Spec
 from policies.base import Policy, SinglePolicy
+from policies.disturbed import Disturbed
 from policies.scripted.perturbed import Perturbed
 
 LEARNED = ("model", "planner")
@@ -67,6 +68,7 @@ class PolicyConfig:
     `module:Name` of your own, called with its other settings.
     perturb: fields of policies.scripted.perturbed.Perturbed that differ (perturbed, branch).
     then: expert, model or planner, who takes over from play (play).
+    disturb: fields of policies.disturbed.Disturbed that differ, of any policy: its commands then arrive changed.
     branch: fields of BranchConfig (agent.collection.branching) that differ (branch, a way to collect and no policy).
     """
 
@@ -82,6 +84,7 @@ class PolicyConfig:
     perturb: Mapping[str, Any] = field(default_factory=dict)
     then: str = ""
     branch: Mapping[str, Any] = field(default_factory=dict)
+    disturb: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.name not in POLICIES:
@@ -201,6 +204,9 @@ def require_expert(config: EnvConfig, spec: Spec) -> SinglePolicy:
 def make_policy(config: PolicyConfig, env: EnvConfig, envs: VectorEnv) -> Policy | SinglePolicy:
     """The policy, ready to act in `envs`. CheckpointError or ValueError where its settings or files are wrong."""
     spec: Spec = envs.get_attr("robot_spec")[0]
+    if config.disturb:
+        policy = make_policy(replace(config, disturb={}), env, envs)
+        return from_settings(Disturbed, {**config.disturb, "policy": policy, "spec": spec})
     match config.name:
         case "plugin":
             return load(config.target, config.options, spec)

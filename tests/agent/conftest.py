@@ -6,7 +6,7 @@ import torch
 
 from agent.build import EnvConfig
 from envs.sim.table import SPEC
-from tests.reach import MAX_STEPS, Reach
+from tests.reach import MAX_STEPS, OverTheTable, Reach
 from world_model import checkpoint
 from world_model.model import ModelConfig, WorldModel
 from world_model.nn.transformer import TransformerConfig
@@ -24,6 +24,15 @@ def reach() -> EnvConfig:
     if ENV_ID not in gym.registry:
         gym.register(ENV_ID, Reach, max_episode_steps=MAX_STEPS)
     return EnvConfig(name="reach", id=ENV_ID, split="train", expert="tests.reach:Ahead")
+
+
+@pytest.fixture
+def over_the_table() -> EnvConfig:
+    """The same, but where an untrained checkpoint can begin."""
+    name = "nextstate-test/OverTheTable-v0"
+    if name not in gym.registry:
+        gym.register(name, OverTheTable, max_episode_steps=MAX_STEPS)
+    return EnvConfig(id=name, split="seen")
 
 
 @pytest.fixture(scope="session")

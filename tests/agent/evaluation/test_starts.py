@@ -3,43 +3,25 @@
 from contextlib import closing
 from dataclasses import replace
 
-import gymnasium as gym
 import numpy as np
 import pytest
 
 from agent.build import EnvConfig, PolicyConfig, make_envs
 from agent.evaluate import EvaluateConfig, evaluate
 from envs.data.store import EpisodeStore
-from envs.sim.table import SPEC
-from tests.reach import MAX_STEPS, Reach
 
-IMAGINED, REAL = "world_model:nextstate/Imagined-v0", "nextstate-test/OverTheTable-v0"
-
-
-class OverTheTable(Reach):
-    """With a state that the checkpoint's ranges hold."""
-
-    def _now(self):
-        obs, info = super()._now()
-        return {**obs, "state": (obs["state"] * 0.1 + (SPEC.state_low + SPEC.state_high) / 2).astype(np.float32)}, info
+IMAGINED = "world_model:nextstate/Imagined-v0"
 
 
 @pytest.fixture
-def real() -> EnvConfig:
-    if REAL not in gym.registry:
-        gym.register(REAL, OverTheTable, max_episode_steps=MAX_STEPS)
-    return EnvConfig(id=REAL, split="seen")
-
-
-@pytest.fixture
-def imagined(real, untrained) -> EnvConfig:
+def imagined(over_the_table, untrained) -> EnvConfig:
     options = {"checkpoint": str(untrained)}
-    return EnvConfig(id=IMAGINED, split="seen", name="imagined", starts=real.id, max_steps=16, options=options)
+    return EnvConfig(id=IMAGINED, split="seen", name="imagined", starts=over_the_table.id, max_steps=16, options=options)
 
 
-def test_starts_are_the_resets_of_the_real_environment(real, imagined):
+def test_starts_are_the_resets_of_the_real_environment(over_the_table, imagined):
     """Catches a dream that begins elsewhere than the episode that it is compared with, or with another sentence."""
-    with closing(make_envs(real)) as world, closing(make_envs(imagined, 2)) as dream:
+    with closing(make_envs(over_the_table)) as world, closing(make_envs(imagined, 2)) as dream:
         for seed in (3, 8):
             there, told = world.reset(seed=[seed])
             here, said = dream.reset(seed=[seed, seed])
