@@ -15,8 +15,8 @@ IMAGINED = "world_model:nextstate/Imagined-v0"
 
 @pytest.fixture
 def imagined(over_the_table, untrained) -> EnvConfig:
-    options = {"checkpoint": str(untrained)}
-    return EnvConfig(id=IMAGINED, split="seen", name="imagined", starts=over_the_table.id, max_steps=16, options=options)
+    options, starts = {"checkpoint": str(untrained)}, over_the_table.id
+    return EnvConfig(id=IMAGINED, split="seen", name="imagined", starts=starts, max_steps=16, options=options)
 
 
 def test_starts_are_the_resets_of_the_real_environment(over_the_table, imagined):
