@@ -22,7 +22,7 @@ from policies.base import Policy, SinglePolicy
 from policies.disturbed import Disturbed
 from policies.scripted.perturbed import Perturbed
 
-LEARNED = ("model", "planner")
+LEARNED = ("model", "planner", "learned")
 POLICIES = ("random", "play", "scripted", "perturbed", "branch", *LEARNED, "oracle", "plugin")
 MODEL_FREE = {"random": "policies.exploration:RandomPolicy", "play": "policies.scripted.play:Play"}
 
@@ -62,7 +62,7 @@ class PolicyConfig:
 
     target: `module:Name` of a policy of your own (plugin). options: of its constructor, beside `spec`, which a
     constructor with a parameter of that name is given.
-    checkpoint: folder (model, planner).      execute: control steps before the next decision (model, planner, oracle).
+    checkpoint: folder (model, planner, learned).  execute: control steps before the next decision (these and oracle).
     device: auto, cpu or cuda.                decode: parallel or autoregressive, how futures are imagined (planner).
     planner, objective: fields of PlannerConfig and Objective (agent.planning) that differ; `objective.target` is a
     `module:Name` of your own, called with its other settings.
@@ -227,6 +227,10 @@ def make_policy(config: PolicyConfig, env: EnvConfig, envs: VectorEnv) -> Policy
     from agent.planning.policies import ModelPolicy, PlanningPolicy
     from agent.planning.simulator import ORACLE_BUDGET, OraclePolicy
 
+    if config.name == "learned":
+        from policies.learned.policy import LearnedPolicy
+
+        return LearnedPolicy.load(config.checkpoint, config.execute, config.device, spec)
     if config.name == "model":
         return ModelPolicy.load(Path(config.checkpoint), config.execute, config.device, spec)
     objective = make_objective(config.objective, envs, spec)

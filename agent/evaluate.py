@@ -181,7 +181,7 @@ def computed_on(policy: PolicyConfig) -> tuple[Any, Any]:
     from world_model.nn.device import choose_device, fast_precision  # and torch, which an expert does without
 
     device = choose_device(policy.device)
-    return device, fast_precision(device)
+    return device, "float32" if policy.name == "learned" else fast_precision(device)
 
 
 def total(counts: Iterable[dict[str, int]]) -> dict[str, int]:

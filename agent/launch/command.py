@@ -32,7 +32,8 @@ class RunError(RuntimeError):
 
 def expected_errors() -> tuple[type[Exception], ...]:
     """What a user can cause and mend: bad settings, bad files, a full disk, a missing library."""
-    late = (("world_model.checkpoint", "CheckpointError"), ("world_model.tokens.images", "TokenizerError"))
+    late = (("world_model.checkpoint", "CheckpointError"), ("world_model.tokens.images", "TokenizerError"),
+            ("policies.learned.policy", "PolicyError"))  # fmt: skip
     return ValueError, OSError, EpisodeError, RunError, SimulationError, *_loaded(late), *settings_errors()
 
 
