@@ -62,7 +62,7 @@ class PolicyConfig:
 
     target: `module:Name` of a policy of your own (plugin). options: of its constructor, beside `spec`, which a
     constructor with a parameter of that name is given.
-    checkpoint: folder (model, planner, learned).  execute: control steps before the next decision (these and oracle).
+    checkpoint: folder (model, planner, learned).  execute: control steps before the next decision (and oracle, random).
     device: auto, cpu or cuda.                decode: parallel or autoregressive, how futures are imagined (planner).
     planner, objective: fields of PlannerConfig and Objective (agent.planning) that differ; `objective.target` is a
     `module:Name` of your own, called with its other settings.
@@ -211,7 +211,7 @@ def make_policy(config: PolicyConfig, env: EnvConfig, envs: VectorEnv) -> Policy
         case "plugin":
             return load(config.target, config.options, spec)
         case "random":
-            return load(MODEL_FREE["random"], {}, spec)
+            return load(MODEL_FREE["random"], {"execute": config.execute}, spec)
         case "play":
             name = "scripted" if config.then in ("", "expert") else config.then
             return load(MODEL_FREE["play"], {"then": make_policy(replace(config, name=name), env, envs)}, spec)

@@ -2,8 +2,8 @@
 
     observation  {camera: (h, w, 3) u8, ..., "state": (P,) f32}, and "camera.pose": (8,) f32 of cameras that tell it
     info         instruction, success, progress, subtask, and where they exist score (numbers to report) and scene
-    attributes   robot_spec, env_id, instruction, criterion, split, source, max_steps, and maybe sim_state(whole) for
-                 episodes
+    attributes   robot_spec, env_id, instruction, criterion, split, source, max_steps, look (control steps between two
+                 observations that differ), and maybe sim_state(whole) for episodes
 
 Our own tasks say all of this themselves. What a foreign environment does not say is settled here, by documented
 defaults that `AdapterConfig` overrides; nothing about the environment has to be edited.
@@ -78,7 +78,7 @@ class Adapter(gym.Wrapper):
     """See the top of this file. Raises ValueError for an environment that has no picture, no action range, and so on,
     each with the setting that mends it."""
 
-    source = "sim"  # of its episodes
+    source, look = "sim", 1
 
     def __init__(
         self, env: gym.Env, split: str, config: AdapterConfig = AdapterConfig(), own_splits: bool = False,

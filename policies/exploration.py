@@ -23,12 +23,14 @@ class RandomPolicy:
     def act(
         self, observation: Observation, state: tuple[np.random.Generator, np.ndarray]
     ) -> tuple[np.ndarray, tuple[np.random.Generator, np.ndarray]]:
-        """One action, (1, A)."""
-        (rng, last), spec = state, self.spec
-        walk = 0.8 * last + rng.normal(0, 0.4, len(last))
-        for i in spec.grippers:
-            switch = rng.random() < 0.05 or last[i] == 0
-            walk[i] = rng.choice([-1.0, 1.0]) if switch else last[i]
+        """The next actions, (execute, A)."""
+        (rng, walk), spec, walks = state, self.spec, []
+        for _ in range(self.execute):
+            last, walk = walk, 0.8 * walk + rng.normal(0, 0.4, len(walk))
+            for i in spec.grippers:
+                switch = rng.random() < 0.05 or last[i] == 0
+                walk[i] = rng.choice([-1.0, 1.0]) if switch else last[i]
+            walks.append(walk)
         low, high = spec.action_low, spec.action_high
-        action = np.clip((high + low) / 2 + walk * (high - low) / 2, low, high)
-        return action.astype(np.float32)[None], (rng, walk)
+        actions = np.clip((high + low) / 2 + np.stack(walks) * (high - low) / 2, low, high)
+        return actions.astype(np.float32), (rng, walk)

@@ -77,8 +77,14 @@ def rollout(
     if envs.metadata.get("autoreset_mode") not in (AutoresetMode.DISABLED, AutoresetMode.DISABLED.value):
         raise ValueError("the loop resets environments itself: make them with autoreset_mode=DISABLED")
     spec = envs.get_attr("robot_spec")[0]
-    limit = max_steps or envs.get_attr("max_steps")[0]
+    limit, look = max_steps or envs.get_attr("max_steps")[0], envs.get_attr("look")[0]
     policy, expert = batched(policy), expert and batched(expert)
+    if policy.execute % look or (expert and look > 1):
+        who, every = ("an expert", 1) if expert else ("a policy", policy.execute)
+        raise ValueError(
+            f"the environment shows something new every {look} control steps, and {who} looks every {every}: set "
+            "env.options.look to what divides it, or `execute`"
+        )
     todo = iter(seeds)
     robots: list[_Robot | None] = [None] * envs.num_envs  # one without an episode is idle
     over = np.ones(envs.num_envs, bool)  # whose environment must be reset before it is stepped

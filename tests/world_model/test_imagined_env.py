@@ -151,10 +151,12 @@ def test_success_ends_the_episode(folder):
 def test_the_projects_loop_drives_it(folder):
     """Catches an environment that only looks like the real one: episodes come out of it as out of any other."""
     envs = made(folder, look=2, autoreset_mode=AutoresetMode.DISABLED, max_steps=6)
-    policy = RandomPolicy(envs.unwrapped.robot_spec)
+    policy = RandomPolicy(envs.unwrapped.robot_spec, execute=2)
     runs = list(rollout(envs, policy, range(3)))
     assert [len(run.episode) for run in runs] == [6] * 3 and {run.episode.seed for run in runs} == {0, 1, 2}
     assert all(run.episode.truncated and run.episode.source == "imagined" for run in runs)
+    with pytest.raises(ValueError, match="new every 2 control steps, and a policy looks every 1"):
+        next(rollout(envs, RandomPolicy(envs.unwrapped.robot_spec), [0]))
     assert len(envs.render()) == 2 and envs.render()[0].shape == (32, 32, 3)
 
 

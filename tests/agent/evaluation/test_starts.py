@@ -33,8 +33,8 @@ def test_starts_are_the_resets_of_the_real_environment(over_the_table, imagined)
 def test_a_policy_is_evaluated_in_the_dream_as_in_the_simulator(imagined, tmp_path):
     """Catches a command that works in MuJoCo alone, and imagined episodes that pass for real ones."""
     config = EvaluateConfig(
-        env=imagined, policy=PolicyConfig(name="random"), seed=0, episodes=3, out=str(tmp_path / "run"), workers=0,
-        robots=2, keep=True,
+        env=imagined, policy=PolicyConfig(name="random", execute=8), seed=0, episodes=3, out=str(tmp_path / "run"),
+        workers=0, robots=2, keep=True,
     )  # fmt: skip
     report = evaluate(config, "c")
     assert [o["steps"] for o in report["outcomes"]] == [16] * 3 or report["success_rate"] > 0
