@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from envs.data.store import EpisodeStore
 from envs.sim.table import SPEC
 from envs.types import Spec
 from tests.viewed import ROBOT, viewed
+from tests.world_model.runs import SEEDS, read_config, save_tokenizer
+from world_model import train
 from world_model.model import ModelConfig, WorldModel
 from world_model.nn.transformer import TransformerConfig
 from world_model.tokens.actions import ActionTokenizer
@@ -90,3 +93,13 @@ def told(text) -> tuple[WorldModel, EpisodeDataset]:
         EpisodeDataset.of(e, model.layout, model.frame_tokenizer, model.actions, words, with_views=True)
         for e in episodes
     ])  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path, make_episode) -> train.TrainConfig:
+    """A training of the `debug` model on four episodes."""
+    store = EpisodeStore(tmp_path / "data")
+    for seed in SEEDS:
+        store.write(make_episode(seed, steps=56), f"episode-{seed}")
+    save_tokenizer(tmp_path / "tok", SPEC.cameras)
+    return read_config(tmp_path, "augment=tabletop", "coefs=[4,4,4,2,2,2]")
