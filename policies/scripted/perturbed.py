@@ -41,6 +41,7 @@ class Perturbed:
     weights: tuple[float, ...] = (1.0, 1.0, 0.6)  # of the noise in the first dimensions: less in height, for the table
     correlation: float = 0.7
     takeover: float = 0.004  # chance a step of a random motion of 6 to 16 steps
+    strength: float = 0.8  # of such a motion at most, in shares of half the range: large commands lead far
     # Chance a step that the jaws do the opposite of what they should for 3 to 12 steps. They let go of what they hold,
     # and they close on nothing, which a learner will do too and must know for what it is.
     slip: float = 0.005
@@ -71,7 +72,7 @@ class Perturbed:
         slip, slip_left = state.slip, state.slip_left
         if left == 0 and rng.random() < often * self.takeover:
             takeover, left = action.copy(), int(rng.integers(6, 17))
-            takeover[:count] = middle[:count] + rng.uniform(-0.8, 0.8, count) * half[:count]
+            takeover[:count] = middle[:count] + rng.uniform(-self.strength, self.strength, count) * half[:count]
         if slip_left == 0 and rng.random() < often * self.slip:
             slip, slip_left = 2 * middle[jaws] - clean[0, jaws], int(rng.integers(3, 13))
         if left:

@@ -125,6 +125,28 @@ def test_slips_open_and_close():
         assert 0.1 < wrong.mean() < 0.5 and runs.min() >= 3
 
 
+def test_takeovers_are_as_strong_as_is_said():
+    """Catches a robot that is thrown out of its camera's sight because its commands are larger than those of ours."""
+    for strength in (0.1, 0.8):
+        policy = Perturbed(Still(), SPEC, noise=(0.0, 0.0), takeover=1.0, slip=0.0, failures=0.0, strength=strength)
+        observation, scene = over_cube((0, 0, 0.1), 0.08)
+        state, moves = policy.init("", 0), []
+        for _ in range(200):
+            action, state = policy.act(observation, state, scene)
+            moves.append(action[0, :3])
+        assert 0.8 * strength < np.abs(moves).max() <= strength + 1e-6
+
+
+class Still:
+    execute = 1
+
+    def init(self, instruction, seed=0):
+        return None
+
+    def act(self, observation, state):
+        return np.zeros((1, 7), np.float32), state
+
+
 class Counting:
     """An expert that counts how often it was asked, and says so."""
 
