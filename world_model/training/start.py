@@ -72,21 +72,23 @@ def continued(
     poses = old.layout.poses if poses is None else poses
     frames = old.frame_tokenizer if frames is None else frames
     new = WorldModel(config, old.spec, old.vocab, frames, old.actions, poses).to(old.device)
-    take_weights(new, old)
+    take_weights(new, old, own_frames=True)
     new.precision = old.precision
     return new.train(old.training)
 
 
 @torch.no_grad()
-def take_weights(new: WorldModel, old: WorldModel) -> tuple[str, ...]:
+def take_weights(new: WorldModel, old: WorldModel, own_frames: bool = False) -> tuple[str, ...]:
     """Give a new model an old one's weights, though its layout may have other slots, and a further token type; what the
-    old layout has not, slots by name, keeps the rows that it was initialised with.
+    old layout has not, slots by name, keeps the rows that it was initialised with. own_frames: it keeps its own image
+    tokenizer.
 
     ValueError where anything but the slots differs, by its name.
     """
     have = {name: row for row, name in enumerate(old.layout.slot_names)}
     theirs, moved = old.state_dict(), new.state_dict()
-    theirs |= {name: value for name, value in moved.items() if name.startswith("frame_tokenizer.")}  # its own
+    if own_frames:
+        theirs |= {name: value for name, value in moved.items() if name.startswith("frame_tokenizer.")}
     rows = torch.tensor([have.get(name, -1) for name in new.layout.slot_names], device=new.device)
     table = moved["step_embed.weight"].clone()
     table[:-1][rows >= 0] = theirs["step_embed.weight"][rows[rows >= 0]].to(table)  # the last row is padding
