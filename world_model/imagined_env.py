@@ -189,7 +189,7 @@ class ImaginedEnv(VectorEnv):
         self, actions: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One control step of every robot. actions: (num_envs, A); ValueError for another shape or NaN."""
-        actions = check_action(np.asarray(actions).reshape(np.shape(actions)), self.robot_spec)
+        actions = check_action(actions, self.robot_spec)
         if actions.shape != self.action_space.shape:
             raise ValueError(f"actions must be of shape {self.action_space.shape}, got {actions.shape}")
         if any(dream is None for dream in self._dreams):
