@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,13 @@ from policies.base import Policy, SinglePolicy, ask, batched
 
 @dataclass(frozen=True)
 class DisturbedState:
-    """Of one robot. inner: the policy's own. asked: how often so far."""
+    """Of one robot. inner: the policy's own. asked: how often so far. meant: (M, A) of the last chunk, as the policy
+    gave it."""
 
     inner: Any
     seed: int
     asked: int = 0
+    meant: np.ndarray | None = field(default=None, compare=False)
 
     @property
     def off_task_steps(self) -> int:
@@ -78,5 +80,8 @@ class Disturbed:
             np.random.default_rng([state.seed, state.asked, 17]).normal(size=meant.shape[1:]) for state in states
         ])  # fmt: skip
         done = np.where(moves, self.speed * meant + self.bias + self.noise * noise, meant).clip(-1, 1)
-        after = [replace(s, inner=i, asked=s.asked + 1) for s, i in zip(states, inner, strict=True)]
+        after = [
+            replace(state, inner=each, asked=state.asked + 1, meant=np.asarray(chunk, np.float32))
+            for state, each, chunk in zip(states, inner, chunks, strict=True)
+        ]
         return (done * half + centre).astype(np.float32), after

@@ -27,7 +27,7 @@ from envs.data.augmentation import Augmentation
 from envs.data.files import to_json, write_json, write_whole
 from envs.data.fingerprint import Folder, fingerprint, require_same
 from envs.data.settings import from_settings
-from envs.data.split import refuse_training
+from envs.data.split import refuse_imagined, refuse_training
 from envs.data.store import EpisodeError, EpisodeStore
 from envs.data.tracking import start_run
 from envs.types import Episode
@@ -48,6 +48,7 @@ class TrainConfig:
     augment: Augmentation
     data: tuple[str, ...]
     imitate: Literal["expert", "action"]
+    imagined: bool
     held_out: int
     out: str
     steps: int
@@ -85,6 +86,8 @@ def read(config: TrainConfig) -> tuple[list[Episode], list[Episode], list[Folder
             for name in tqdm(names, desc=f"reading {path}", unit="episode", disable=not names):
                 episode = store.read(name, states=False)
                 refuse_training(episode.split, f"episodes in {path}")
+                if not config.imagined:
+                    refuse_imagined(episode.source, f"episodes in {path}", "set imagined=true to train on them")
                 if train:
                     train[0].spec.require(episode.spec, f"the episodes of {config.data[0]}", f"those of {path}")
                 side.append(episode)

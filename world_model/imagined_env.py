@@ -33,12 +33,14 @@ DEFAULT_MAX_STEPS = 400  # control steps
 
 @dataclass(frozen=True)
 class Start:
-    """Where a robot begins. env_id, split: of the environment that the observation is of, where there is one."""
+    """Where a robot begins. env_id, split: of the environment that the observation is of, where there is one; seed: of
+    its episode there, None where nobody knows."""
 
     observation: Observation
     instruction: str
     env_id: str = ""
     split: str = "train"
+    seed: int | None = None
 
 
 Starts = Callable[[int], Start]  # of a seed; the same start for the same seed
@@ -67,7 +69,8 @@ class EpisodeStarts:
         cameras = [camera.name for camera in episode.spec.cameras]
         poses = {name: episode.poses[name][0] for name in cameras if name in episode.poses}
         images = {name: episode.images[name][0] for name in cameras}
-        return Start(Observation(images, episode.state[0], poses), episode.instruction, episode.env_id, episode.split)
+        seen = Observation(images, episode.state[0], poses)
+        return Start(seen, episode.instruction, episode.env_id, episode.split, episode.seed)
 
 
 def as_starts(starts: Starts | Start | Sequence[Start] | str | PathLike | Sequence[str]) -> Starts:

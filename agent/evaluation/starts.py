@@ -30,7 +30,7 @@ class ResetStarts:
         """The start of a seed."""
         raw, info = self.env.reset(seed=seed)
         observation = Observation.of(raw, self.env.robot_spec)
-        return Start(observation, info["instruction"], self.env.env_id, self.env.split)
+        return Start(observation, info["instruction"], self.env.env_id, self.env.split, seed)
 
 
 def imagined_envs(config: EnvConfig, robots: int, make_env: Callable[[EnvConfig], Adapter]) -> VectorEnv:

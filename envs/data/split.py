@@ -1,5 +1,5 @@
-"""Which episodes no training sees: those of the splits that are for evaluation alone, and those that are held out,
-which is decided by each episode's own seed, so that adding episodes moves none.
+"""Which episodes no training sees: those of the splits that are for evaluation alone, imagined ones where nobody asked
+for them, and those that are held out, which is decided by each episode's own seed, so that adding episodes moves none.
 
 A rule that ranks the seeds of a folder (every tenth of them) moves episodes from one side to the other when the folder
 grows, and what was measured on becomes what is trained on. A hash of the seed cannot. The price is that the share is
@@ -20,6 +20,13 @@ def refuse_training(split: str, of: str) -> None:
     would no longer be unseen."""
     if split.partition(".")[0] in EVALUATION:
         raise ValueError(f"{of} are of split={split}, which is for evaluation alone: no training may see them")
+
+
+def refuse_imagined(source: str, of: str, instead: str) -> None:
+    """Raise ValueError where imagined episodes, those `of` a folder, would be taken for real ones. instead: what to
+    do."""
+    if source == "imagined":
+        raise ValueError(f"{of} are imagined, source=imagined, and are never mixed with real ones unasked: {instead}")
 
 
 def is_held_out(seed: int, every: int) -> bool:

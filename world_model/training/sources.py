@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from envs.data.fingerprint import Folder
-from envs.data.split import refuse_training
+from envs.data.split import refuse_imagined, refuse_training
 from envs.data.store import EpisodeStore
 from envs.types import Episode
 
@@ -31,12 +31,14 @@ class Source:
     held_out: tuple[str, ...] = ()
 
     def each(self, held_out: bool = False) -> Iterator[Episode]:
-        """The episodes of one side, one after the other. EpisodeError for one that is damaged, ValueError for one of a
-        split that no training may see."""
+        """The episodes of one side, one after the other. EpisodeError for one that is damaged, ValueError for one that
+        no training may see, or that is imagined."""
         names = self.held_out if held_out else self.train
         for name in tqdm(names, desc=f"reading {self.store.root}", unit="episode", disable=not names):
             episode = self.store.read(name, states=False)
             refuse_training(episode.split, f"episodes in {self.store.root}")
+            instead = "they are for policies; a model of the world learns from the world"
+            refuse_imagined(episode.source, f"episodes in {self.store.root}", instead)
             yield episode
 
     def fingerprint(self) -> Folder:

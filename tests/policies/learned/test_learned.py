@@ -34,9 +34,10 @@ def config(tmp_path) -> command.TrainConfig:
     for seed in range(8):
         EpisodeStore(tmp_path / "data").write(demonstration(seed), f"{seed}")
     return command.TrainConfig(
-        policy=NETWORK, augment=Augmentation(), data=(str(tmp_path / "data"),), imitate="expert", held_out=4,
-        out=str(tmp_path / "out"), steps=150, batch=16, learning_rate=3e-3, warmup=0.1, weight_decay=0.0, average=0.9,
-        measured=64, log_every=10, checkpoint_seconds=1e9, seed=0, threads=1, device="cpu", wandb="disabled",
+        policy=NETWORK, augment=Augmentation(), data=(str(tmp_path / "data"),), imitate="expert", imagined=False,
+        held_out=4, out=str(tmp_path / "out"), steps=150, batch=16, learning_rate=3e-3, warmup=0.1,
+        weight_decay=0.0, average=0.9, measured=64, log_every=10, checkpoint_seconds=1e9, seed=0, threads=1, device="cpu",
+        wandb="disabled",
     )  # fmt: skip
 
 
@@ -120,3 +121,12 @@ def test_what_is_wrong_is_named(config):
         LearnedPolicy.load(config.out)
     with pytest.raises(PolicyError, match="policies.train"):
         LearnedPolicy.load(config.out + "-nothing")
+
+
+def test_imagined_episodes_are_asked_for(config):
+    """Catches dreams that are mixed with demonstrations because they lay in a folder of that name."""
+    EpisodeStore(config.data[0]).write(replace(demonstration(8), source="imagined"), "8")
+    with pytest.raises(ValueError, match="set imagined=true"):
+        command.read(config)
+    train, held, _ = command.read(replace(config, imagined=True))
+    assert len(train) + len(held) == 9

@@ -1,5 +1,7 @@
 """The folders of episodes that a command reads."""
 
+from dataclasses import replace
+
 import pytest
 
 from envs.data.split import is_held_out
@@ -48,3 +50,12 @@ def test_content_tells_a_folder(folder):
     EpisodeStore(folder).write(made_up(ARM, 3, steps=5), "e03")
     after = open_sources({"data": [str(folder)]})[0].fingerprint()
     assert {name for name in before.episodes if before.episodes[name] != after.episodes[name]} == {"e03"}
+
+
+def test_what_no_training_may_see_is_refused(folder):
+    """Catches a split that is trained on and then called unseen, and a model that learns the world from its dreams."""
+    (source,) = open_sources({"data": [str(folder)]})
+    for change, message in (({"split": "wild"}, "split=wild"), ({"source": "imagined"}, "they are for policies")):
+        EpisodeStore(folder).write(replace(made_up(ARM, 3, steps=4), **change), "e03")
+        with pytest.raises(ValueError, match=message):
+            list(source.each())
