@@ -36,8 +36,8 @@ def config(tmp_path) -> command.TrainConfig:
     return command.TrainConfig(
         policy=NETWORK, augment=Augmentation(), data=(str(tmp_path / "data"),), imitate="expert", imagined=False,
         held_out=4, out=str(tmp_path / "out"), steps=150, batch=16, learning_rate=3e-3, warmup=0.1,
-        weight_decay=0.0, average=0.9, measured=64, log_every=10, checkpoint_seconds=1e9, seed=0, threads=1, device="cpu",
-        wandb="disabled",
+        weight_decay=0.0, average=0.9, measured=64, log_every=10, checkpoint_seconds=1e9, seed=0, threads=1,
+        device="cpu", wandb="disabled",
     )  # fmt: skip
 
 
