@@ -363,7 +363,7 @@ class Episode:
     views: dict[str, np.ndarray] = field(default_factory=dict)  # view name -> (T + 1, h, w, 3) u8
     sim_state: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (T + 1, X) f64, or (0, 0)
     split: str = "train"
-    source: str = "sim"  # sim | imagined | robot
+    source: str = "sim"  # sim | imagined | robot | human, who drove the simulator by hand
     off_task_steps: int = 0
     terminated: bool = False  # the environment ended it
     truncated: bool = False  # a step limit ended it

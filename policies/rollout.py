@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -152,38 +152,54 @@ class _Robot:
     def result(self, envs: VectorEnv) -> Rollout:
         """The finished episode."""
         spec, infos, count = self.spec, self.infos, len(self.observations)
-        names = tuple(dict.fromkeys(info["subtask"] for info in infos[:-1]))  # in the order in which they came up
         seen = Observation.stack(self.observations)
-        scenes = [info.get("scene") for info in infos]
-        told = all(isinstance(scene, Scene) for scene in scenes)
-        unknown = np.full((len(spec.keypoints), 3), np.nan)
-        episode = Episode(
-            images=seen.images,
-            state=seen.state,
-            action=np.stack(self.actions),
-            expert=np.stack(self.labels) if self.labels else np.full((count - 1, len(spec.action)), np.nan, np.float32),
-            reward=np.array(self.rewards, np.float32),
-            success=np.array([info["success"] for info in infos], bool),
-            progress=np.array([info["progress"] for info in infos], np.float32),
-            keypoints=np.stack([scene.keypoints if told else unknown for scene in scenes]).astype(np.float32),
-            held=np.array([scene.held if told else HELD_UNKNOWN for scene in scenes], np.int8),
-            subtask=np.array([names.index(info["subtask"]) for info in infos[:-1]], np.int16),
-            subtask_names=names,
-            instruction=self.instruction,
-            env_id=envs.get_attr("env_id")[0],
-            seed=self.seed,
-            spec=spec,
-            poses=seen.poses,
-            sim_state=np.stack(self.simulated) if self.simulated[0].size else np.zeros((0, 0)),
-            split=envs.get_attr("split")[0],
+        episode = make_episode(
+            seen, infos, self.actions, self.rewards, self.labels, self.simulated, spec=spec, seed=self.seed,
+            instruction=self.instruction, env_id=envs.get_attr("env_id")[0], split=envs.get_attr("split")[0],
             source=envs.get_attr("source")[0],
+        )  # fmt: skip
+        episode = replace(
+            episode, terminated=self.terminated, truncated=self.truncated,
             off_task_steps=min(int(getattr(self.state, "off_task_steps", 0)), count - 1),
-            terminated=self.terminated,
-            truncated=self.truncated,
-        )
+        )  # fmt: skip
         score = {name: float(value) for name, value in infos[-1].get("score", {}).items()}
         late, outside = int(getattr(self.state, "late", 0)), spec.outside(seen.state)
         return Rollout(episode, np.array(self.seconds), late, score, self.clipped, outside)
+
+
+def make_episode(
+    seen: Observation, infos: Sequence[dict[str, Any]], actions: Sequence[np.ndarray], rewards: Sequence[float],
+    labels: Sequence[np.ndarray], simulated: Sequence[np.ndarray], *, spec: Spec, seed: int, instruction: str,
+    env_id: str, split: str, source: str,
+) -> Episode:  # fmt: skip
+    """The record of T control steps. seen: T + 1 observations. infos: the environment's, T + 1. actions, rewards, and
+    labels, the expert's actions: T, or no labels at all. simulated: the simulator's states, T + 1 of (X,), maybe (0,).
+    """
+    names = tuple(dict.fromkeys(info["subtask"] for info in infos[:-1]))  # in the order in which they came up
+    scenes = [info.get("scene") for info in infos]
+    told = all(isinstance(scene, Scene) for scene in scenes)
+    unknown = np.full((len(spec.keypoints), 3), np.nan)
+    return Episode(
+        images=seen.images,
+        state=seen.state,
+        action=np.stack(actions),
+        expert=np.stack(labels) if len(labels) else np.full((len(actions), len(spec.action)), np.nan, np.float32),
+        reward=np.array(rewards, np.float32),
+        success=np.array([info["success"] for info in infos], bool),
+        progress=np.array([info["progress"] for info in infos], np.float32),
+        keypoints=np.stack([scene.keypoints if told else unknown for scene in scenes]).astype(np.float32),
+        held=np.array([scene.held if told else HELD_UNKNOWN for scene in scenes], np.int8),
+        subtask=np.array([names.index(info["subtask"]) for info in infos[:-1]], np.int16),
+        subtask_names=names,
+        instruction=instruction,
+        env_id=env_id,
+        seed=seed,
+        spec=spec,
+        poses=seen.poses,
+        sim_state=np.stack(simulated) if simulated[0].size else np.zeros((0, 0)),
+        split=split,
+        source=source,
+    )
 
 
 def _begin(

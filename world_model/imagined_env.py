@@ -113,6 +113,14 @@ class Dream:
         return (self.seen[-ago[-1] - 1], np.concatenate(self.done[-ago[-1] :])) if ago else None
 
 
+@dataclass(frozen=True)
+class DreamState:
+    """Everything that one robot's next step depends on. shown: the arrays of the observation that is shown now."""
+
+    dream: Dream
+    shown: Mapping[str, np.ndarray]
+
+
 class ImaginedEnv(VectorEnv):
     """See the top of this file.
 
@@ -237,6 +245,20 @@ class ImaginedEnv(VectorEnv):
     def sim_state(self, whole: bool = True) -> np.ndarray:
         """(0,): there is no simulator."""
         return np.zeros(0)
+
+    # exact state
+
+    def save_state(self, robot: int = 0) -> DreamState:
+        """One robot's whole state, from which every future is the same. ValueError before the first reset."""
+        if self._dreams[robot] is None:
+            raise ValueError("the environment must be reset before its state can be saved")
+        return DreamState(self._dreams[robot], {name: array[robot].copy() for name, array in self._shown.items()})
+
+    def load_state(self, state: DreamState, robot: int = 0) -> None:
+        """Let a robot go on from a saved state, also from one with which its episode had ended."""
+        self._dreams[robot], self._over[robot] = state.dream, False
+        for name, array in state.shown.items():
+            self._shown[name][robot] = array
 
     # what happens
 

@@ -1,0 +1,406 @@
+// The page: what a person does becomes commands, what the server tells becomes pictures and lines.
+
+import { legend, strip, stepAt } from "./charts.js";
+import { Hands, elsewhere, keyName } from "./hands.js";
+import { Moments } from "./moments.js";
+import { Futures, View } from "./views.js";
+import { Wire } from "./wire.js";
+
+const $ = (id) => document.getElementById(id);
+const LONGEST = 4; // control steps of one message at most: where drawing is slow, pictures come less often
+const RETRY_MS = 2000;
+
+const moments = new Moments();
+const futures = new Futures($("candidates"), $("plan-words"));
+let hello = null; // what the server told of the robot
+let views = null;
+let hands = null;
+let jaws = []; // what each gripper is commanded
+let coast = 0; // control steps without motion that are still to be sent, so that the dream catches up
+let acting = false; // whether the policy acts
+let reply = 0; // seconds that a control step takes, drawn and all
+let due = 0; // when the next message may be sent, so that nothing is faster than the robot
+let timer = 0;
+let drawing = 0;
+
+// ------------------------------------------------------------------------------------------ what the server tells
+
+const tellers = {
+  hello(head) {
+    const first = hello === null;
+    hello = head;
+    $("env").textContent = head.env;
+    document.title = `explore ${head.env}`;
+    if (first) furnish();
+    begin();
+  },
+  started(head) {
+    moments.clear();
+    jaws = hello.grippers.map(([, low]) => low);
+    coast = 0;
+    $("seed").value = head.seed;
+    $("split").value = head.split;
+    $("instruction").value = head.instruction;
+    $("warning").hidden = !head.warning;
+    $("warning").textContent = head.warning ?? "";
+    $("kept").textContent = "";
+    say("Yours: use the keys or the buttons.");
+  },
+  moment(head, pictures) {
+    const moment = moments.add(head, pictures);
+    if (moment.action) jaws = hello.grippers.map(([index]) => moment.action[index]);
+    redraw();
+  },
+  picture(head, pictures) {
+    moments.put(moments.all.get(head.id), pictures);
+    redraw();
+  },
+  plan(head, pictures) {
+    const from = moments.before(moments.all.get(head.at), (each) => each.images.real[hello.cameras[0]]);
+    futures.show(head, pictures, from?.images.real[hello.cameras[0]], hello.look / hello.hz);
+  },
+  progress(head) {
+    say(`Going the way of the link: ${head.done} of ${head.of} steps`);
+  },
+  link(head) {
+    const address = `${location.origin}/${location.search}#${head.link}`;
+    history.replaceState(null, "", address);
+    const copied = navigator.clipboard?.writeText(address) ?? Promise.reject(new Error("no clipboard"));
+    copied.then(() => { $("kept").textContent = "The link is copied, and stands in the address."; },
+      () => { $("kept").textContent = "The link stands in the address: copy it from there."; });
+  },
+  saved(head) {
+    $("kept").textContent = `Saved ${head.steps} steps as ${head.name} in ${head.folder}.`;
+  },
+  error(head) {
+    complain(head.text);
+    hand(false);
+    hands?.release();
+    coast = 0;
+  },
+};
+
+const wire = new Wire((head, pictures) => tellers[head.tell]?.(head, pictures), (words, forGood) => {
+  hand(false);
+  hands?.release();
+  if (forGood) {
+    complain(words);
+    say("Not connected.");
+  } else {
+    say(`${words} Trying again …`);
+    setTimeout(() => wire.open(), RETRY_MS);
+  }
+});
+
+function begin() {
+  const link = location.hash.slice(1);
+  if (link) ask({ do: "restore", link });
+  else ask({ do: "start", seed: hello.seed, split: hello.split, instruction: $("instruction").value });
+}
+
+/** Send a command when the one before is done. What it is about may have changed by then, so it may be a function. */
+let queue = Promise.resolve();
+function ask(command) {
+  queue = queue.then(async () => {
+    const found = typeof command === "function" ? command() : command;
+    if (found && wire.ready) await wire.ask(found);
+    pump();
+  });
+  return queue;
+}
+
+// ------------------------------------------------------------------------------------------ acting
+
+/** Send what is to be done next, if anything is, and nothing is under way. */
+function pump() {
+  clearTimeout(timer);
+  if (wire.busy || !wire.ready || moments.now === null) return;
+  const early = due - performance.now();
+  if (early > 0) {
+    timer = setTimeout(pump, early);
+    return;
+  }
+  const command = acting ? { do: "let", at: moments.now, who: $("who").value, candidates: $("plan").open } : drive();
+  if (!command) return;
+  $("stop").hidden = !acting;
+  const sent = performance.now();
+  const steps = command.actions?.length ?? 1;
+  due = sent + 1000 * steps / hello.hz;
+  ask(() => command).then(() => {
+    const took = (performance.now() - sent) / 1000 / steps;
+    if (!acting) reply = reply ? 0.7 * reply + 0.3 * took : took;
+  });
+}
+
+/** What the hands do now, for as many control steps as one picture should cover; null where nothing is held. */
+function drive() {
+  const still = [...hello.rest];
+  hello.grippers.forEach(([index], i) => { still[index] = jaws[i]; });
+  const moment = moments.shown;
+  const left = hello.look - (moment.step % hello.look);
+  let steps = Math.min(left, LONGEST, Math.max(1, Math.ceil(reply * hello.hz)));
+  let action = still;
+  if (!hands.idle) {
+    action = hands.command(still, hello.rest, $("speed").value / 100);
+    coast = (left - steps) % hello.look;
+  } else if (coast > 0) {
+    steps = Math.min(steps, coast);
+    coast -= steps;
+  } else {
+    return null;
+  }
+  return { do: "act", at: moment.id, actions: Array(steps).fill(action) };
+}
+
+function toggleJaws() {
+  if (!hello?.grippers.length || moments.now === null) return;
+  hand(false);
+  jaws = hello.grippers.map(([, low, high], i) => (jaws[i] > (low + high) / 2 ? low : high));
+  const left = hello.look - (moments.shown.step % hello.look);
+  coast = left < hello.look / 2 ? left + hello.look : left; // jaws take their time
+  showJaws();
+  pump();
+}
+
+function hand(over) {
+  if (acting === over) return;
+  acting = over;
+  if (!over) wire.stop();
+  $("stop").hidden = true;
+  showHand();
+  pump();
+}
+
+function showHand() {
+  $("hand").setAttribute("aria-pressed", acting);
+  $("hand").firstElementChild.textContent = acting ? "Take over" : `Let the ${$("who").value} act`;
+  say(acting ? `The ${$("who").value} acts.` : "Yours: use the keys or the buttons.");
+}
+
+function showJaws() {
+  if (!hands?.jaws) return;
+  const [, low, high] = hello.grippers[0];
+  hands.jaws.firstChild.textContent = jaws[0] > (low + high) / 2 ? "open the jaws " : "close the jaws ";
+}
+
+function seek(id) {
+  if (id === undefined || id === moments.now) return;
+  hand(false);
+  coast = 0;
+  moments.now = id;
+  const { action } = moments.shown;
+  jaws = hello.grippers.map(([index, low]) => (action ? action[index] : low));
+  redraw();
+  if (!moments.shown.images.real[hello.cameras[0]]) {
+    ask(() => (moments.now === id && !moments.shown.images.real[hello.cameras[0]] ? { do: "look", at: id } : null));
+  }
+}
+
+function reset() {
+  hand(false);
+  history.replaceState(null, "", `${location.pathname}${location.search}`);
+  const [seed, split, instruction] = [$("seed").valueAsNumber, $("split").value, $("instruction").value];
+  if (!$("episode").reportValidity()) return;
+  say("Starting …");
+  ask({ do: "start", seed, split, instruction });
+}
+
+// ------------------------------------------------------------------------------------------ showing
+
+function redraw() {
+  if (!drawing) drawing = requestAnimationFrame(show);
+}
+
+const SERIES = [
+  { name: "value", words: "value", of: (thought) => thought.value },
+  { name: "success", words: "chance of success", of: (thought) => thought.success },
+  { name: "held", words: "holds something", of: (thought) => thought.held },
+];
+
+function show() {
+  drawing = 0;
+  const moment = moments.shown;
+  if (!moment || !views) return;
+  const { path, place } = moments;
+  const first = hello.cameras[0];
+  const drawn = moments.before(moment, (each) => each.images.real[first]);
+  const looked = moments.looked(moment);
+  const others = moments.before(moment, (each) => Object.keys(each.images.real).some((name) => name !== first));
+  const small = looked.images.dream[first];
+  const marks = $("points").checked;
+  const { are, seen } = moment.points;
+  const real = { ...(others ?? drawn).images.real, [first]: drawn.images.real[first] };
+  const task = moment.real.success ? "done" : moment.real.subtask;
+  views.real.draw(real, marks ? { are: are ?? [], seen: seen ?? [] } : {}, task, false,
+    $("pixels").checked && small ? small.width : 0);
+  const late = (moment.step - looked.step) / hello.hz;
+  const doubt = moments.doubt(looked);
+  const unsure = doubt > hello.unsure;
+  views.dream.draw(looked.images.dream, marks ? { dream: looked.points.dream ?? [] } : {},
+    (late ? `${late.toFixed(2)} s behind` : "") + (unsure ? " unsure" : ""), unsure);
+
+  $("scrub").max = path.length - 1;
+  $("scrub").value = place;
+  const time = (step) => (step / hello.hz).toFixed(1);
+  $("clock").textContent = `${time(moment.step)} of ${time(moments.all.get(path.at(-1)).step)} s`;
+  $("scrub").setAttribute("aria-valuetext", `${time(moment.step)} seconds`);
+  $("back").disabled = place <= 0;
+  $("on").disabled = place >= path.length - 1;
+  $("save").disabled = !moment.step;
+  showBranches();
+  showJaws();
+
+  const last = Math.max(hello.look * 5, ...moments.tips.map((id) => moments.all.get(id).step));
+  const ways = moments.tips.filter((tip) => tip !== path.at(-1)).map((tip) => moments.way(tip));
+  const lines = [["objects", "--objects", true], ["gripper", "--gripper", false]].flatMap(([name, colour, dash]) => [
+    ...ways.map((way) => ({ points: moments.series(way, (each) => each.drift[name]), colour, dash, faint: true })),
+    { points: moments.series(path, (each) => each.drift[name]), colour, dash },
+  ]).filter((line) => line.points.length);
+  strip($("drift"), { lines, top: 1, now: moment.step, last });
+  for (const { name, of } of SERIES) {
+    strip($(`chart-${name}`), {
+      lines: [
+        { points: moments.series(path, (each) => each.seen && of(each.seen)), colour: "--real", dash: true },
+        { points: moments.series(path, (each) => of(each.dream)), colour: "--dream" },
+      ],
+      top: 1, fixed: true, now: moment.step, last,
+    });
+  }
+  strip($("chart-doubt"), {
+    lines: [{ points: moments.series(path, (each) => (each.step ? 100 * moments.doubt(each) : null)), colour: "--dream" }],
+    top: 200 * hello.unsure, now: moment.step, last, mark: 100 * hello.unsure,
+  });
+}
+
+function showBranches() {
+  const { tips } = moments;
+  const row = $("branches");
+  row.hidden = tips.length < 2;
+  if (row.hidden || row.dataset.shown === `${tips} ${moments.path.at(-1)}`) return;
+  row.dataset.shown = `${tips} ${moments.path.at(-1)}`;
+  row.replaceChildren("Branches ", ...tips.map((tip, i) => {
+    const button = document.createElement("button");
+    button.textContent = `${i + 1}, ${(moments.all.get(tip).step / hello.hz).toFixed(1)} s`;
+    button.setAttribute("aria-pressed", tip === moments.path.at(-1));
+    button.onclick = () => {
+      const before = moments.now;
+      moments.follow(tip);
+      const there = moments.now;
+      moments.now = before;
+      seek(there);
+      redraw();
+    };
+    return button;
+  }));
+}
+
+function say(words) {
+  $("state").textContent = words;
+}
+
+function complain(words) {
+  const note = document.createElement("p");
+  note.className = "note bad";
+  const close = document.createElement("button");
+  close.textContent = "✕";
+  close.setAttribute("aria-label", "Close this message");
+  close.onclick = () => note.remove();
+  note.append(words, close);
+  const there = [...$("errors").children];
+  if (there.some((each) => each.firstChild.textContent === words)) return;
+  there.slice(2).forEach((each) => each.remove());
+  $("errors").prepend(note);
+}
+
+// ------------------------------------------------------------------------------------------ the page itself
+
+/** Whatever depends on the robot. */
+function furnish() {
+  views = { real: new View($("real"), hello.cameras), dream: new View($("dream"), hello.cameras) };
+  hands = new Hands(hello.controls, $("pad"), () => {
+    if (!hands.idle) hand(false);
+    pump();
+  }, hello.grippers.length ? toggleJaws : null);
+  $("seed").value = hello.seed;
+  $("split").replaceChildren(...hello.splits.map((name) => new Option(name, name, false, name === hello.split)));
+  $("known").replaceChildren(...hello.known.map((words) => new Option(words)));
+  $("who").replaceChildren(...hello.policies.map((name) => new Option(name)));
+  $("who").hidden = hello.policies.length < 2;
+  $("speed").value = Math.round(hello.speed * 100);
+  $("fast").textContent = `${$("speed").value} %`;
+  const rows = [
+    ...hello.controls.map((control) => [control.keys.map(keyName).join(" or "), control.label]),
+    ["Space", "close or open the jaws"], ["M", "hand over, and take over"], ["R", "reset"],
+    [", and .", "one step back, one step on"], ["B", "show believed places"], ["P", "MuJoCo in the model’s pixels"],
+  ];
+  $("keys").querySelector("dl").replaceChildren(...rows.flatMap(([key, words]) => {
+    const [term, meaning] = [document.createElement("dt"), document.createElement("dd")];
+    term.textContent = key;
+    meaning.textContent = words;
+    return [term, meaning];
+  }));
+  const charts = [...SERIES.map(({ name, words }) => [name, words]), ["doubt", "uncertainty of a step, cm"]];
+  $("thoughts").replaceChildren(...charts.map(([name, words]) => {
+    const place = document.createElement("div");
+    const [title, canvas] = [document.createElement("h3"), document.createElement("canvas")];
+    title.textContent = words;
+    canvas.id = `chart-${name}`;
+    canvas.className = "strip";
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", `${words} over time`);
+    place.append(title, canvas);
+    return place;
+  }));
+  legend($("legend-drift"), [["gripper", "gripper"], ["objects", "objects dashed"]]);
+  legend($("legend-thought"), [["of its dream", "dream"], ["of MuJoCo’s picture", "real dashed"]]);
+  for (const canvas of document.querySelectorAll(".strip")) {
+    canvas.addEventListener("click", (event) => {
+      const last = Math.max(hello.look * 5, ...moments.tips.map((id) => moments.all.get(id).step));
+      seek(moments.path[Math.min(stepAt(canvas, event, last), moments.path.length - 1)]);
+    });
+  }
+  showHand();
+}
+
+$("episode").addEventListener("submit", (event) => {
+  event.preventDefault();
+  document.activeElement.blur(); // the keys are the robot's again
+  reset();
+});
+$("scrub").addEventListener("input", () => seek(moments.path[$("scrub").valueAsNumber]));
+$("back").onclick = () => seek(moments.path[moments.place - 1]);
+$("on").onclick = () => seek(moments.path[moments.place + 1]);
+$("hand").onclick = () => hand(!acting);
+$("stop").onclick = () => hand(false);
+$("who").onchange = showHand;
+$("speed").oninput = () => { $("fast").textContent = `${$("speed").value} %`; };
+$("points").onchange = redraw;
+$("pixels").onchange = redraw;
+$("save").onclick = () => ask(() => ({ do: "save", at: moments.now, demonstration: $("demonstration").checked }));
+$("link").onclick = () => ask(() => ({ do: "link", at: moments.now }));
+window.addEventListener("resize", redraw);
+window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+window.addEventListener("hashchange", () => { if (hello && location.hash.length > 1) begin(); });
+document.addEventListener("pointerup", (event) => { // after a click the keys are the robot's again
+  if (event.target.closest("button, input[type=range], input[type=checkbox], summary")) document.activeElement.blur();
+});
+
+const keys = {
+  Space: toggleJaws,
+  KeyM: () => hand(!acting),
+  KeyR: reset,
+  Comma: () => seek(moments.path[moments.place - 1]),
+  Period: () => seek(moments.path[moments.place + 1]),
+  KeyB: () => $("points").click(),
+  KeyP: () => $("pixels").click(),
+};
+document.addEventListener("keydown", (event) => {
+  if (!hello || elsewhere(event)) return;
+  if (hands.key(event, true)) {
+    event.preventDefault();
+  } else if (keys[event.code]) {
+    event.preventDefault();
+    if (!event.repeat || event.code === "Comma" || event.code === "Period") keys[event.code]();
+  }
+});
+document.addEventListener("keyup", (event) => hands?.key(event, false));

@@ -1,0 +1,307 @@
+"""One viewer: what he asks for, done in both worlds, and told to his page."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from agent.exploring import messages
+from agent.exploring.link import Link
+from agent.exploring.messages import Head, Picture, pack
+from agent.exploring.studio import Studio
+from agent.exploring.timeline import Moment, Thought, Timeline, drift_cm
+from agent.exploring.worlds import Decision
+from agent.planning.planner import Plan
+from envs.data.camera import project
+from envs.sim.splits import refuse_recording
+from envs.types import Observation
+from world_model.imagined_env import Start
+
+Send = Callable[[bytes], Awaitable[None]]
+LARGEST_SEED = 2**31 - 1
+
+
+class Session:
+    """One viewer's time line. Commands are handled one after the other; `stop` ends a long one early."""
+
+    def __init__(self, studio: Studio, send: Send) -> None:
+        self.studio, self._send = studio, send
+        self.timeline: Timeline | None = None
+        self._stopped = False
+        self._commands = {
+            "start": self._start, "act": self._act, "let": self._let, "look": self._look, "link": self._link,
+            "restore": self._restore, "save": self._save,
+        }  # fmt: skip
+
+    def stop(self) -> None:
+        """End what is under way after its present step."""
+        self._stopped = True
+
+    async def handle(self, message: Head) -> None:
+        """Carry out a command. ValueError, and what else a user can cause, where it cannot be."""
+        command = self._commands.get(message["do"])
+        if command is None:
+            raise ValueError(f"nothing is known of {message['do'][:40]!r}: {', '.join(self._commands)}")
+        async with self.studio.turn:
+            self._stopped = False
+            await command(message)
+
+    async def greet(self) -> None:
+        """What the page has to know of the robot and the model."""
+        studio, spec = self.studio, self.studio.spec
+        await self._tell({
+            "tell": "hello",
+            "env": studio.config.env.label,
+            "checkpoint": studio.origin.checkpoint[:12],
+            "controls": [vars(control) for control in studio.controls],
+            "rest": spec.rest.tolist(),
+            "grippers": [[i, spec.action[i].low, spec.action[i].high] for i in spec.grippers],
+            "cameras": [camera.name for camera in spec.cameras],
+            "hz": spec.control_hz,
+            "look": studio.dream.look,
+            "speed": studio.config.speed,
+            "unsure": studio.config.unsure,
+            "limit": studio.real.env.max_steps,
+            "seed": studio.config.seed,
+            "split": studio.config.env.split,
+            "splits": studio.splits,
+            "known": studio.known,
+            "policies": list(studio.mind.policies)[::-1],  # the planner first
+            "criterion": studio.real.env.criterion,
+        })  # fmt: skip
+
+    # commands
+
+    async def _start(self, message: Head) -> None:
+        seed = messages.whole(message, "seed", 0, LARGEST_SEED)
+        instruction = messages.words(message, "instruction", messages.MAX_TEXT, default="")
+        await self._begin(messages.words(message, "split", 40), seed, instruction.strip())
+
+    async def _begin(self, split: str, seed: int, instruction: str) -> None:
+        """Both worlds at the start of an episode. An empty instruction is the task's own."""
+        studio = self.studio
+        timeline = Timeline(split, seed, instruction)
+        real, observation, picture = await studio.simulate(studio.real.begin, timeline)
+        timeline.instruction = instruction = instruction or str(real.info["instruction"])
+        start = Start(observation, instruction, studio.real.env.env_id, split, seed)
+        dream = await studio.think(studio.dream.begin, start)
+        self.timeline = timeline
+        moment = timeline.start(real, dream)
+        timeline.observations[0] = observation
+        moment = timeline.tell(0, await studio.think(studio.mind.read, timeline, 0))
+        await self._tell({
+            "tell": "started", "seed": seed, "split": split, "instruction": instruction,
+            "warning": None if instruction in studio.known else unknown(instruction, studio.known),
+        })  # fmt: skip
+        await self._show(moment, picture)
+
+    async def _act(self, message: Head) -> None:
+        timeline = self._require()
+        at = messages.whole(message, "at", 0, len(timeline.moments) - 1)
+        await self._step(at, messages.actions(message, self.studio.spec), "human")
+
+    async def _let(self, message: Head) -> None:
+        """One decision of a policy, carried out."""
+        timeline, studio = self._require(), self.studio
+        at, who = messages.whole(message, "at", 0, len(timeline.moments) - 1), messages.words(message, "who", 20)
+        if who not in studio.mind.policies:
+            raise ValueError(f"there is no policy {who!r} here: {', '.join(studio.mind.policies)}")
+        await self._observe(studio.mind.needs(who, timeline, at))
+        decision: Decision = await studio.think(studio.mind.decide, who, timeline, at)
+        if decision.plan is not None and message.get("candidates") is True:
+            await self._show_plan(at, decision.plan)
+        if self._stopped:
+            return
+        await self._step(at, decision.actions, who, decision.plan)
+
+    async def _look(self, message: Head) -> None:
+        """The picture of a moment that was passed without drawing it."""
+        timeline = self._require()
+        at = messages.whole(message, "at", 0, len(timeline.moments) - 1)
+        picture = await self.studio.simulate(self.studio.real.picture, timeline, at)
+        await self._tell({"tell": "picture", "id": at}, [self._main(picture)])
+
+    async def _link(self, message: Head) -> None:
+        timeline = self._require()
+        at = messages.whole(message, "at", 0, len(timeline.moments) - 1)
+        link = Link(self.studio.origin, timeline.split, timeline.seed, timeline.instruction, timeline.actions(at))
+        await self._tell({"tell": "link", "link": link.to_text()})
+
+    async def _restore(self, message: Head) -> None:
+        """Go the way of a link again."""
+        link = Link.from_text(messages.words(message, "link", messages.MAX_MESSAGE))
+        link.require(self.studio.origin)
+        spec, steps = self.studio.spec, len(link.actions)
+        if not 0 <= link.seed <= LARGEST_SEED or len(link.instruction) > messages.MAX_TEXT:
+            raise ValueError("this link cannot be followed: its seed or its instruction is none")
+        if steps and link.actions.shape[1] != len(spec.action):
+            raise ValueError(f"this link cannot be followed: its actions are not {len(spec.action)} numbers each")
+        await self._begin(link.split, link.seed, link.instruction)
+        self.timeline.require_room(steps)
+        done, look = 0, self.studio.dream.look
+        while done < steps and not self._stopped:
+            part = np.clip(link.actions[done : done + look], spec.action_low, spec.action_high)
+            await self._step(done, list(part), "link")
+            done += len(part)
+            await self._tell({"tell": "progress", "done": done, "of": steps})
+
+    async def _save(self, message: Head) -> None:
+        timeline, studio = self._require(), self.studio
+        at = messages.whole(message, "at", 1, len(timeline.moments) - 1)
+        refuse_recording(timeline.split)
+        await self._observe([moment.id for moment in timeline.path(at)])
+        episode = await studio.simulate(studio.real.episode, timeline, at, message.get("demonstration") is True)
+        name = await studio.simulate(studio.keep, episode)
+        await self._tell({"tell": "saved", "name": name, "folder": studio.config.out, "steps": len(episode)})
+
+    # what they have in common
+
+    def _require(self) -> Timeline:
+        if self.timeline is None:
+            raise ValueError("there is no episode yet: start one first")
+        return self.timeline
+
+    async def _observe(self, moments: Sequence[int]) -> None:
+        """What the robot sees at these moments, drawn where nobody had asked for it."""
+        found = await self.studio.simulate(self.studio.real.observe, self.timeline, moments)
+        self.timeline.observations.update(found)
+
+    async def _step(self, at: int, actions: list[np.ndarray], by: str, plan: Plan | None = None) -> None:
+        """Both worlds go on from a moment, each in its thread, and the page is told."""
+        timeline, studio = self.timeline, self.studio
+        timeline.require_room(len(actions))
+        parent = timeline[at]
+        pending = len(parent.dream.dream.pending)
+        looks = [i for i in range(len(actions)) if (pending + i + 1) % studio.dream.look == 0]
+        stepped, dreams = await both(
+            studio.simulate(studio.real.step, timeline, at, actions, looks),
+            studio.think(studio.dream.step, parent.dream, actions),
+        )
+        for i, (action, real, dream) in enumerate(zip(actions, stepped.reals, dreams, strict=True)):
+            moment = timeline.add(at, action, by, real, dream)
+            at = moment.id
+            if i in stepped.observations:
+                timeline.observations[at] = stepped.observations[i]
+            seen, last = None, i == len(actions) - 1
+            if moment.fresh:
+                seen = await studio.think(studio.mind.read, timeline, at)
+            moment = timeline.tell(at, seen, without_pictures(plan) if last and plan is not None else None)
+            await self._show(moment, stepped.picture if last else None)
+
+    # what the page is told
+
+    async def _tell(self, head: Head, pictures: Sequence[Picture] = ()) -> None:
+        await self._send(pack(head, pictures))
+
+    def _main(self, picture: np.ndarray) -> Picture:
+        return Picture({"world": "real", "camera": self.studio.spec.cameras[0].name}, picture)
+
+    async def _show(self, moment: Moment, picture: np.ndarray | None) -> None:
+        """Everything about a moment. picture: the simulator's for people, None where it was not drawn."""
+        timeline, spec = self.timeline, self.studio.spec
+        info, observation = moment.real.info, timeline.observations.get(moment.id)
+        head = {
+            "tell": "moment", "id": moment.id, "parent": moment.parent, "step": moment.step, "by": moment.by,
+            "fresh": moment.fresh, "action": None if moment.action is None else moment.action.tolist(),
+            "real": {"success": bool(info["success"]), "progress": info["progress"], "subtask": info["subtask"]},
+            "dream": thought(moment.dreamt), "seen": moment.seen and thought(moment.seen),
+            "points": self._points(moment), "drift": {},
+        }  # fmt: skip
+        pictures = [] if picture is None else [self._main(picture)]
+        if observation is not None:
+            pictures += small("real", {c.name: observation.images[c.name] for c in spec.cameras[1:]})
+        if moment.fresh:
+            if observation is not None:
+                position = spec.positions[0] if spec.positions else None
+                head["drift"] = drift_cm(moment.real, observation.state, moment, position)
+            pictures += small("dream", {c.name: moment.dream.shown[c.name] for c in spec.cameras})
+        await self._tell(head, pictures)
+
+    def _points(self, moment: Moment) -> dict[str, list[list[float]]]:
+        """Where the first camera sees the keypoints, as shares of its width and height: those that there `are`, those
+        that are believed of the simulator's picture (`seen`), and those of the dream (`dream`)."""
+        start: Observation = self.timeline.observations[0]
+        scene, camera = self.timeline[0].real.scene, self.studio.spec.cameras[0]
+        pose = start.poses.get(camera.name)
+        if scene is None or pose is None or not np.isfinite(pose).all():
+            return {}
+        used = np.isfinite(scene.keypoints).all(1)
+        found = {"are": moment.real.scene.keypoints, "dream": moment.dreamt.keypoints}
+        if moment.seen is not None:
+            found["seen"] = moment.seen.keypoints
+        size = np.array([camera.height, camera.width])
+        places = {
+            name: (project(pose, points[used], *size) + 0.5) / size
+            for name, points in found.items() if len(points) == len(used)
+        }  # fmt: skip
+        return {name: place[np.isfinite(place).all(1), ::-1].round(4).tolist() for name, place in places.items()}
+
+    async def _show_plan(self, at: int, plan: Plan) -> None:
+        """The best candidates of a decision, best first, and among them the chosen one and the model's own."""
+        if not plan.imagined:  # the deadline passed before anything was scored
+            return
+        model, camera = self.studio.mind.model, self.studio.spec.cameras[0].name
+        best = [int(row) for row in np.argsort(-plan.scores, kind="stable")]
+        always = {plan.chosen, 0}
+        others = [row for row in best if row not in always][: max(self.studio.config.candidates - len(always), 0)]
+        shown = [row for row in best if row in always or row in others]
+
+        def draw() -> list[np.ndarray]:
+            """(H, h, w, 3) u8 of each candidate; none where it was scored without pictures."""
+            films = []
+            for row in shown:
+                imagined, index = plan.imagination_of(row)
+                if not imagined.before.shape[-1]:
+                    break
+                films.append(model.decode_frames(imagined, slice(index, index + 1))[camera][0].cpu().numpy())
+            return films
+
+        films = await self.studio.think(draw)
+        listed = [
+            {"score": round(float(plan.scores[row]), 4), "chosen": row == plan.chosen, "own": row == 0}
+            for row in shown
+        ]  # fmt: skip
+        pictures = [
+            Picture({"candidate": i, "frame": k}, frame, lossless=True)
+            for i, film in enumerate(films) for k, frame in enumerate(film)
+        ]  # fmt: skip
+        await self._tell({"tell": "plan", "at": at, "of": len(plan.scores), "candidates": listed}, pictures)
+
+
+async def both(first: Awaitable[Any], second: Awaitable[Any]) -> tuple[Any, Any]:
+    """Wait for both also where one fails: nothing may still be under way in a world that the next command uses."""
+    one, other = await asyncio.gather(first, second, return_exceptions=True)
+    for result in (one, other):
+        if isinstance(result, BaseException):
+            raise result
+    return one, other
+
+
+def thought(told: Thought) -> dict[str, Any]:
+    """For the page."""
+    return {
+        "value": told.value, "success": told.success, "held": told.held,
+        **({} if told.uncertainty is None else {"uncertainty": told.uncertainty}),
+    }  # fmt: skip
+
+
+def small(world: str, images: dict[str, np.ndarray]) -> list[Picture]:
+    """Pictures of few pixels, as the robot sees them."""
+    return [Picture({"world": world, "camera": name}, image, lossless=True) for name, image in images.items()]
+
+
+def without_pictures(plan: Plan) -> Plan:
+    """What the next search starts from; what was imagined for it takes megabytes."""
+    return replace(plan, imagined=())
+
+
+def unknown(instruction: str, known: Sequence[str]) -> str:
+    """The warning for an instruction that the model was never trained on."""
+    return (
+        f"The model was never trained on “{instruction}”; it may do anything. "
+        f"It knows: {', '.join(f'“{each}”' for each in known)}."
+    )
