@@ -31,7 +31,7 @@ PAGE = Path(__file__).parent / "page"
 KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 INBOX = 16  # messages that wait for one viewer; what comes faster is dropped
-BAD_ORIGIN, FULL, TOO_FAST = 4403, 4429, 4408  # codes with which a socket is closed
+REFUSED, FULL, TOO_FAST = 4403, 4429, 4408  # codes with which a socket is closed
 MAX_DROPPED = 1000  # messages, after which a viewer is no person
 HEADERS = {
     "Content-Security-Policy": (
@@ -85,7 +85,7 @@ def application(studio: Studio, door: Door) -> Starlette:
         refused = door.refuses(websocket)
         await websocket.accept()  # a refusal without it has no words in a browser
         if refused:
-            await websocket.close(BAD_ORIGIN, refused)
+            await websocket.close(REFUSED, refused)
             return
         if len(viewers) >= studio.config.viewers:
             await websocket.close(FULL, f"{len(viewers)} people explore here already: close another tab")

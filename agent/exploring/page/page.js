@@ -280,7 +280,7 @@ function showBranches() {
   row.dataset.shown = `${tips} ${moments.path.at(-1)}`;
   row.replaceChildren("Branches ", ...tips.map((tip, i) => {
     const button = document.createElement("button");
-    button.textContent = `${i + 1}, ${(moments.all.get(tip).step / hello.hz).toFixed(1)} s`;
+    button.textContent = `${i + 1} (${(moments.all.get(tip).step / hello.hz).toFixed(1)} s)`;
     button.setAttribute("aria-pressed", tip === moments.path.at(-1));
     button.onclick = () => {
       const before = moments.now;
