@@ -109,7 +109,7 @@ def file(files: Mapping[str, bytes], name: str) -> Response:
 
 async def serve(websocket: WebSocket, session: Session) -> None:
     """Carry out what a page asks for, one after the other, until it goes."""
-    inbox: asyncio.Queue[Head] = asyncio.Queue(INBOX)
+    inbox: asyncio.Queue[tuple[Head, int]] = asyncio.Queue(INBOX)
     working = asyncio.create_task(work(websocket, session, inbox))
     dropped = 0
     try:
@@ -122,7 +122,7 @@ async def serve(websocket: WebSocket, session: Session) -> None:
                 if command["do"] == "stop":
                     session.stop()
                 else:
-                    inbox.put_nowait(command)
+                    inbox.put_nowait((command, session.stops))
             except ValueError as error:
                 await complain(websocket, str(error))
             except asyncio.QueueFull:
@@ -141,14 +141,14 @@ async def serve(websocket: WebSocket, session: Session) -> None:
             await working
 
 
-async def work(websocket: WebSocket, session: Session, inbox: asyncio.Queue[Head]) -> None:
+async def work(websocket: WebSocket, session: Session, inbox: asyncio.Queue[tuple[Head, int]]) -> None:
     """Carry out the commands of an inbox. Whatever goes wrong becomes a message on the page."""
     with suppress(WebSocketDisconnect):
         await session.greet()
         while True:
-            message = await inbox.get()
+            message, since = await inbox.get()
             try:
-                await session.handle(message)
+                await session.handle(message, since)
             except WebSocketDisconnect:
                 raise
             except Exception as error:  # noqa: BLE001  the server outlives every command

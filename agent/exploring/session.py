@@ -31,23 +31,29 @@ class Session:
     def __init__(self, studio: Studio, send: Send) -> None:
         self.studio, self._send = studio, send
         self.timeline: Timeline | None = None
-        self._stopped = False
+        self.stops = 0  # how often it was told to stop
+        self._since = 0  # `stops` when the command under way was given
         self._commands = {
             "start": self._start, "act": self._act, "let": self._let, "look": self._look, "link": self._link,
             "restore": self._restore, "save": self._save,
         }  # fmt: skip
 
     def stop(self) -> None:
-        """End what is under way after its present step."""
-        self._stopped = True
+        """End what was asked for so far: what is under way ends after its present step."""
+        self.stops += 1
 
-    async def handle(self, message: Head) -> None:
-        """Carry out a command. ValueError, and what else a user can cause, where it cannot be."""
+    @property
+    def _stopped(self) -> bool:
+        return self.stops > self._since
+
+    async def handle(self, message: Head, since: int) -> None:
+        """Carry out a command. since: `stops` when it was given; it may have been stopped while it waited. ValueError,
+        and what else a user can cause, where it cannot be carried out."""
         command = self._commands.get(message["do"])
         if command is None:
             raise ValueError(f"nothing is known of {message['do'][:40]!r}: {', '.join(self._commands)}")
         async with self.studio.turn:
-            self._stopped = False
+            self._since = since
             await command(message)
 
     async def greet(self) -> None:
