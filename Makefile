@@ -1,4 +1,5 @@
 # make demo     fold the cloth with the checkpoint that ships       make test    the tests
+# make explore  MuJoCo and the dream side by side, on a page in the browser
 # make train    from nothing to such a checkpoint (resumable)       make lint    ruff
 # make few      what planning adds to a checkpoint of 50 demonstrations of FoldHalf (resumable)
 # make few-lift the same on Lift (resumable)
@@ -56,7 +57,7 @@ FEW_EVALUATE_FOLD := env=fold_half $(FEW_EVALUATE) checkpoint=$(FEW)/model/check
 FEW_EVALUATE_LIFT := env=lift $(FEW_EVALUATE) checkpoint=$(FEW)/lift/checkpoint
 PLANNER_LOW_DATA := policy=planner_low_data
 
-.PHONY: help demo test train few few-lift lint preflight
+.PHONY: help demo explore test train few few-lift lint preflight
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -64,6 +65,9 @@ help: ## what can be made
 
 demo: $(INSTALLED) ## fold the cloth in MuJoCo with the checkpoint that ships; writes outputs/demo/
 	$(BIN)/python -m agent.demo
+
+explore: $(INSTALLED) ## drive MuJoCo and the dream side by side, on a page in the browser
+	$(BIN)/python -m agent.explore
 
 test: $(INSTALLED) ## run the tests
 	@$(BIN)/python -m pytest

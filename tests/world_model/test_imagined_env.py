@@ -187,3 +187,22 @@ def test_what_is_wrong_is_named(folder):
     envs.reset(seed=0)
     with pytest.raises(ValueError, match="not finite"):
         envs.step(np.full(envs.action_space.shape, np.nan, np.float32))
+
+
+def test_a_saved_dream_goes_on_as_it_did(folder):
+    """Catches a dream that is put back in part, beside commands that were still pending, or that stays over."""
+    envs = made(folder, look=4, autoreset_mode=AutoresetMode.DISABLED, max_steps=7).unwrapped
+    with pytest.raises(ValueError, match="must be reset before its state can be saved"):
+        envs.save_state()
+    envs.reset(seed=0)
+    actions = commands(envs, 7)
+    run(envs, actions[:2])  # between two looks
+    saved = [envs.save_state(robot) for robot in range(2)]
+    first = run(envs, actions[2:])[-1]
+    assert first[3].all()
+    for robot in range(2):
+        envs.load_state(saved[robot], robot)
+    again = run(envs, actions[2:])[-1]
+    for name in first[0]:
+        np.testing.assert_array_equal(first[0][name], again[0][name])
+    np.testing.assert_array_equal(first[4]["value"], again[4]["value"])

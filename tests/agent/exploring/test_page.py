@@ -1,0 +1,101 @@
+"""The page itself, in a headless Chromium: that keys reach the robot, and that everything is there at any width."""
+
+import pytest
+
+from agent.exploring.controls import Control
+from tests.agent.exploring.browser import browser, find_browser
+from tests.agent.exploring.conftest import serving, settings
+
+CHROMIUM = find_browser()
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install -y chromium")
+AHEAD = (Control("dx", 1, "ahead", ("KeyD",)), Control("dx", -1, "back", ("KeyA",)))
+PLACE = "document.querySelector('#scrub').valueAsNumber"
+CLOCK = "document.querySelector('#clock').textContent"
+
+
+@pytest.fixture(scope="module")
+def page(untrained, tmp_path_factory):
+    config = settings(untrained, tmp_path_factory.mktemp("saved"), controls=AHEAD)
+    with serving(config) as server, browser(CHROMIUM, tmp_path_factory.mktemp("profile")) as page:
+        page.size(1280, 900)
+        page.open(f"http://{server.host}/")
+        page.wait("document.querySelector('#state')?.textContent.startsWith('Yours')")
+        page.wait(f"{CLOCK} === '0.0 of 0.0 s'")
+        yield page
+
+
+def end(page):
+    return page.ask("+document.querySelector('#scrub').max")
+
+
+def settled(page):
+    """Until nothing more comes: the dream has caught up."""
+    page.wait(f"{PLACE} % 8 === 0")
+
+
+def test_keys_drive_scrub_and_branch(page):
+    """Catches a key that does nothing, one that stays held, and a branch that forgets where it came from."""
+    page.press("d", 0.2)
+    page.wait(f"{PLACE} >= 8")
+    settled(page)
+    first = end(page)
+    assert page.ask(PLACE) == first
+    for _ in range(3):
+        page.press(",")
+    page.wait(f"{PLACE} === {first - 3}")
+    assert end(page) == first
+    page.press("a", 0.1)
+    page.wait("document.querySelectorAll('#branches button').length === 2")
+    settled(page)
+    assert page.ask("document.querySelector('#branches').textContent").startswith("Branches 1 (")
+    page.press(" ")
+    page.wait("document.querySelector('.jaws').textContent.startsWith('open')")
+    page.press("m")
+    page.wait("document.querySelector('#hand').getAttribute('aria-pressed') === 'true'")
+    page.press("m")
+    assert not page.errors
+
+
+def test_what_is_kept_and_what_is_said(page):
+    """Catches a save and a link without a word, and an unknown instruction that nobody is warned of."""
+    page.wait(f"{PLACE} > 0")
+    page.ask("document.querySelector('#save').click()")
+    page.wait("document.querySelector('#kept').textContent.startsWith('Saved')")
+    page.ask("document.querySelector('#link').click()")
+    page.wait("location.hash.length > 50")
+    page.wait("document.querySelector('#kept').textContent.includes('link')")
+    page.ask("document.querySelector('#instruction').value = 'make coffee'")
+    page.press("r")
+    page.wait("document.querySelector('#warning').textContent.includes('never trained on')")
+    page.wait(f"{PLACE} === 0")
+    assert page.ask("location.hash") == ""
+    page.ask("document.querySelector('#instruction').value = ''")
+    page.press("r")
+    page.wait("document.querySelector('#warning').hidden")
+    assert not page.errors
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_leaves_the_page(page, width):
+    """Catches a page that has to be pushed sideways on a phone, and buttons that no finger meets."""
+    page.size(width, 844)
+    assert page.ask("document.documentElement.scrollWidth") <= width
+    smallest = "Math.min(...[...document.querySelectorAll('.pad button')].map((b) => b.getBoundingClientRect().height))"
+    assert page.ask(smallest) >= 40
+    drawn = """(() => {
+      const canvas = document.querySelector('#dream .first');
+      return canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some((value) => value > 0);
+    })()"""
+    assert page.ask(drawn)
+
+
+def test_a_button_of_the_page_drives(page):
+    """Catches a phone, which has no keys, on which nothing moves."""
+    before = end(page)
+    box = page.ask("(({x, y}) => [x, y])(document.querySelector('.pad button').getBoundingClientRect())")
+    x, y = box[0] + 10, box[1] + 10
+    page.call("Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, button="left", clickCount=1)
+    page.wait(f"+document.querySelector('#scrub').max > {before}")
+    page.call("Input.dispatchMouseEvent", type="mouseReleased", x=x, y=y, button="left", clickCount=1)
+    settled(page)
+    assert not page.errors
