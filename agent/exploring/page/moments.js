@@ -1,20 +1,47 @@
 // The tree of moments that the server has told of, and the way through it that the time line shows.
 
+const DECODED = 300; // pictures ready to be drawn; of others only their files are kept, a fiftieth of that
+
+/** Keeps the memory of a long time line small. changed() is called when a picture has become ready. */
+class Gallery {
+  constructor(changed) {
+    this.changed = changed;
+    this.ready = new Set(); // what was asked for last stands last
+  }
+
+  /** An ImageBitmap to draw now; null while it is decoded. */
+  image(picture) {
+    if (!picture?.image) {
+      if (picture) createImageBitmap(picture.file).then((image) => { picture.image = image; this.changed(); });
+      return null;
+    }
+    this.ready.delete(picture);
+    this.ready.add(picture);
+    if (this.ready.size > DECODED) {
+      const [oldest] = this.ready;
+      this.ready.delete(oldest);
+      oldest.image = null;
+    }
+    return picture.image;
+  }
+}
+
 export class Moments {
-  constructor() {
+  constructor(changed) {
+    this.gallery = new Gallery(changed);
     this.clear();
   }
 
   clear() {
-    this.all = new Map(); // id -> the moment's head, with `images`: {real: {camera: image}, dream: {…}}, and `children`
+    this.gallery.ready.clear();
+    this.all = new Map(); // id -> the moment's head, with `pictures`: {real: {camera: picture}, dream: {…}}, and `children`
     this.path = []; // ids from the start to the tip of the branch that is shown
     this.now = null; // id of the moment that is shown
   }
 
   /** A moment that the server told of; it is shown. */
   add(head, pictures) {
-    const images = { real: {}, dream: {} };
-    const moment = { ...head, images, children: [] };
+    const moment = { ...head, pictures: { real: {}, dream: {} }, children: [] };
     this.all.set(head.id, moment);
     this.put(moment, pictures);
     if (head.parent !== null) this.all.get(head.parent).children.push(head.id);
@@ -26,7 +53,15 @@ export class Moments {
 
   /** Further pictures of a moment. */
   put(moment, pictures) {
-    for (const { world, camera, image } of pictures) moment.images[world][camera] = image;
+    for (const picture of pictures) {
+      moment.pictures[picture.world][picture.camera] = picture;
+      this.gallery.image(picture);
+    }
+  }
+
+  /** {camera: image} of some pictures, those that are ready. */
+  images(pictures) {
+    return Object.fromEntries(Object.entries(pictures).map(([camera, each]) => [camera, this.gallery.image(each)]));
   }
 
   get shown() {

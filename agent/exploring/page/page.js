@@ -9,8 +9,9 @@ import { Wire } from "./wire.js";
 const $ = (id) => document.getElementById(id);
 const LONGEST = 4; // control steps of one message at most: where drawing is slow, pictures come less often
 const RETRY_MS = 2000;
+const YOURS = "Yours: use the keys or the buttons.";
 
-const moments = new Moments();
+const moments = new Moments(() => redraw());
 const futures = new Futures($("candidates"), $("plan-words"));
 let hello = null; // what the server told of the robot
 let views = null;
@@ -36,6 +37,7 @@ const tellers = {
   },
   started(head) {
     moments.clear();
+    futures.clear();
     jaws = hello.grippers.map(([, low]) => low);
     coast = 0;
     $("seed").value = head.seed;
@@ -44,11 +46,14 @@ const tellers = {
     $("warning").hidden = !head.warning;
     $("warning").textContent = head.warning ?? "";
     $("kept").textContent = "";
-    say("Yours: use the keys or the buttons.");
   },
   moment(head, pictures) {
     const moment = moments.add(head, pictures);
     if (moment.action) jaws = hello.grippers.map(([index]) => moment.action[index]);
+    if (acting && head.real.success && !moments.all.get(head.parent)?.real.success) {
+      hand(false);
+      say("It is done. Yours again.");
+    }
     redraw();
   },
   picture(head, pictures) {
@@ -56,11 +61,12 @@ const tellers = {
     redraw();
   },
   plan(head, pictures) {
-    const from = moments.before(moments.all.get(head.at), (each) => each.images.real[hello.cameras[0]]);
-    futures.show(head, pictures, from?.images.real[hello.cameras[0]], hello.look / hello.hz);
+    const from = moments.before(moments.all.get(head.at), (each) => each.pictures.real[hello.cameras[0]]);
+    futures.show(head, pictures, moments.images(from.pictures.real)[hello.cameras[0]], hello.look / hello.hz);
   },
   progress(head) {
     say(`Going the way of the link: ${head.done} of ${head.of} steps`);
+    $("stop").hidden = false;
   },
   link(head) {
     const address = `${location.origin}/${location.search}#${head.link}`;
@@ -93,9 +99,14 @@ const wire = new Wire((head, pictures) => tellers[head.tell]?.(head, pictures), 
 });
 
 function begin() {
+  say("Starting …");
   const link = location.hash.slice(1);
-  if (link) ask({ do: "restore", link });
-  else ask({ do: "start", seed: hello.seed, split: hello.split, instruction: $("instruction").value });
+  const start = { do: "start", seed: hello.seed, split: hello.split, instruction: $("instruction").value };
+  ask(link ? { do: "restore", link } : start).then(() => {
+    $("stop").hidden = true;
+    if (moments.now !== null) say(YOURS);
+    else if (link) ask(start); // the link was no good, which a message says
+  });
 }
 
 /** Send a command when the one before is done. What it is about may have changed by then, so it may be a function. */
@@ -172,9 +183,9 @@ function hand(over) {
 }
 
 function showHand() {
-  $("hand").setAttribute("aria-pressed", acting);
+  $("hand").setAttribute("aria-pressed", String(acting));
   $("hand").firstElementChild.textContent = acting ? "Take over" : `Let the ${$("who").value} act`;
-  say(acting ? `The ${$("who").value} acts.` : "Yours: use the keys or the buttons.");
+  say(acting ? `The ${$("who").value} acts.` : YOURS);
 }
 
 function showJaws() {
@@ -191,8 +202,8 @@ function seek(id) {
   const { action } = moments.shown;
   jaws = hello.grippers.map(([index, low]) => (action ? action[index] : low));
   redraw();
-  if (!moments.shown.images.real[hello.cameras[0]]) {
-    ask(() => (moments.now === id && !moments.shown.images.real[hello.cameras[0]] ? { do: "look", at: id } : null));
+  if (!moments.shown.pictures.real[hello.cameras[0]]) {
+    ask(() => (moments.now === id && !moments.shown.pictures.real[hello.cameras[0]] ? { do: "look", at: id } : null));
   }
 }
 
@@ -202,7 +213,7 @@ function reset() {
   const [seed, split, instruction] = [$("seed").valueAsNumber, $("split").value, $("instruction").value];
   if (!$("episode").reportValidity()) return;
   say("Starting …");
-  ask({ do: "start", seed, split, instruction });
+  ask({ do: "start", seed, split, instruction }).then(() => say(YOURS));
 }
 
 // ------------------------------------------------------------------------------------------ showing
@@ -223,20 +234,20 @@ function show() {
   if (!moment || !views) return;
   const { path, place } = moments;
   const first = hello.cameras[0];
-  const drawn = moments.before(moment, (each) => each.images.real[first]);
+  const drawn = moments.before(moment, (each) => each.pictures.real[first]);
   const looked = moments.looked(moment);
-  const others = moments.before(moment, (each) => Object.keys(each.images.real).some((name) => name !== first));
-  const small = looked.images.dream[first];
+  const others = moments.before(moment, (each) => Object.keys(each.pictures.real).some((name) => name !== first));
+  const dreamt = moments.images(looked.pictures.dream);
   const marks = $("points").checked;
   const { are, seen } = moment.points;
-  const real = { ...(others ?? drawn).images.real, [first]: drawn.images.real[first] };
+  const real = moments.images({ ...(others ?? drawn).pictures.real, [first]: drawn.pictures.real[first] });
   const task = moment.real.success ? "done" : moment.real.subtask;
   views.real.draw(real, marks ? { are: are ?? [], seen: seen ?? [] } : {}, task, false,
-    $("pixels").checked && small ? small.width : 0);
+    $("pixels").checked ? dreamt[first]?.width : 0);
   const late = (moment.step - looked.step) / hello.hz;
   const doubt = moments.doubt(looked);
   const unsure = doubt > hello.unsure;
-  views.dream.draw(looked.images.dream, marks ? { dream: looked.points.dream ?? [] } : {},
+  views.dream.draw(dreamt, marks ? { dream: looked.points.dream ?? [] } : {},
     (late ? `${late.toFixed(2)} s behind` : "") + (unsure ? " unsure" : ""), unsure);
 
   $("scrub").max = path.length - 1;
@@ -359,7 +370,8 @@ function furnish() {
       seek(moments.path[Math.min(stepAt(canvas, event, last), moments.path.length - 1)]);
     });
   }
-  showHand();
+  $("keys").open = window.innerWidth > 1000;
+  $("who").onchange();
 }
 
 $("episode").addEventListener("submit", (event) => {
@@ -371,8 +383,14 @@ $("scrub").addEventListener("input", () => seek(moments.path[$("scrub").valueAsN
 $("back").onclick = () => seek(moments.path[moments.place - 1]);
 $("on").onclick = () => seek(moments.path[moments.place + 1]);
 $("hand").onclick = () => hand(!acting);
-$("stop").onclick = () => hand(false);
-$("who").onchange = showHand;
+$("stop").onclick = () => {
+  wire.stop();
+  hand(false);
+};
+$("who").onchange = () => {
+  $("hand").firstElementChild.textContent = `Let the ${$("who").value} act`;
+  $("who").blur(); // the keys are the robot's again
+};
 $("speed").oninput = () => { $("fast").textContent = `${$("speed").value} %`; };
 $("points").onchange = redraw;
 $("pixels").onchange = redraw;

@@ -32,9 +32,8 @@ export class View {
   }
 
   paint(canvas, image, coarse) {
+    if (!image) return null; // what was there stays until it is ready
     const [pen, width, height] = prepared(canvas);
-    if (!image) return null;
-    pen.imageSmoothingEnabled = true;
     pen.imageSmoothingQuality = "high";
     pen.drawImage(coarse ? shrunk(image, coarse) : image, 0, 0, width, height);
     return [pen, width, height];
@@ -76,6 +75,7 @@ function mark(pen, width, height, places, kind) {
 const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
 
 export class Futures {
+  /** list: where the films go. words: where what they are is said. */
   constructor(list, words) {
     this.list = list;
     this.words = words;
@@ -103,6 +103,11 @@ export class Futures {
       + `${seconds.toFixed(1)} s later, and its score.`;
     this.beat = 0;
     this.turn();
+  }
+
+  clear() {
+    this.films = [];
+    this.list.replaceChildren();
   }
 
   turn() {

@@ -5,7 +5,7 @@ const words = {
   1006: "The connection is lost.",
 };
 
-/** The head of a message, and its pictures as {…what it shows, image: ImageBitmap}. */
+/** The head of a message, and its pictures as {…what it shows, file: Blob, image: ImageBitmap}. */
 async function unpack(buffer) {
   const length = new DataView(buffer).getUint32(0, true);
   const head = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
@@ -13,7 +13,7 @@ async function unpack(buffer) {
   const pictures = await Promise.all(head.pictures.map((picture) => {
     const file = new Blob([new Uint8Array(buffer, at, picture.bytes)], { type: picture.type });
     at += picture.bytes;
-    return createImageBitmap(file).then((image) => ({ ...picture, image }));
+    return createImageBitmap(file).then((image) => ({ ...picture, file, image }));
   }));
   return [head, pictures];
 }
@@ -37,6 +37,7 @@ export class Wire {
       this.last = this.last.then(() => unpack(event.data)).then(([head, pictures]) => this.receive(head, pictures));
     };
     this.socket.onclose = (event) => {
+      this.waiting?.resolve(); // nobody will answer
       this.waiting = null;
       const refused = event.code >= 4400;
       this.closed(event.reason || words[event.code] || "The server has ended.", refused);
