@@ -101,4 +101,7 @@ function nice(value) {
   return scale * [1, 2, 5, 10].find((step) => step * scale >= value);
 }
 
-const short = (value) => (value >= 10 || Number.isInteger(value) ? value.toFixed(0) : value.toFixed(value < 0.1 ? 2 : 1));
+function short(value) {
+  if (value >= 10 || Number.isInteger(value)) return value.toFixed(0);
+  return value.toFixed(value < 0.1 ? 2 : 1);
+}

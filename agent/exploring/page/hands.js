@@ -22,7 +22,7 @@ export class Hands {
     this.tapped = new Set();
     this.changed = changed;
     this.byKey = new Map(controls.flatMap((control, i) => control.keys.map((key) => [key, i])));
-    this.buttons = controls.map((control, i) => this.button(control.label, control.keys, (down) => this.press(i, down)));
+    this.buttons = controls.map(({ label, keys }, i) => this.button(label, keys, (down) => this.press(i, down)));
     pad.replaceChildren(...this.buttons);
     if (toggle) {
       this.jaws = document.createElement("button");

@@ -34,7 +34,8 @@ export class Moments {
 
   clear() {
     this.gallery.ready.clear();
-    this.all = new Map(); // id -> the moment's head, with `pictures`: {real: {camera: picture}, dream: {…}}, and `children`
+    // id -> the moment's head, with `pictures`: {real: {camera: picture}, dream: {…}}, and the ids of its `children`
+    this.all = new Map();
     this.path = []; // ids from the start to the tip of the branch that is shown
     this.now = null; // id of the moment that is shown
   }

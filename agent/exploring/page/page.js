@@ -145,6 +145,7 @@ function pump() {
 
 /** What the hands do now, for as many control steps as one picture should cover; null where nothing is held. */
 function drive() {
+  if (hands.idle && !coast) return null;
   const still = [...hello.rest];
   hello.grippers.forEach(([index], i) => { still[index] = jaws[i]; });
   const moment = moments.shown;
@@ -154,12 +155,11 @@ function drive() {
   if (!hands.idle) {
     action = hands.command(still, hello.rest, $("speed").value / 100);
     coast = (left - steps) % hello.look;
-  } else if (coast > 0) {
+  } else {
     steps = Math.min(steps, coast);
     coast -= steps;
-  } else {
-    return null;
   }
+  say(YOURS);
   return { do: "act", at: moment.id, actions: Array(steps).fill(action) };
 }
 
@@ -278,7 +278,7 @@ function show() {
     });
   }
   strip($("chart-doubt"), {
-    lines: [{ points: moments.series(path, (each) => (each.step ? 100 * moments.doubt(each) : null)), colour: "--dream" }],
+    lines: [{ points: moments.series(path, (each) => each.step && 100 * moments.doubt(each)), colour: "--dream" }],
     top: 200 * hello.unsure, now: moment.step, last, mark: 100 * hello.unsure,
   });
 }
