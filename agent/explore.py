@@ -41,6 +41,7 @@ def listen(host: str, port: int) -> socket.socket:
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         opened.bind((host, port))
+        opened.listen()  # now: whoever follows the printed address at once waits, and is not refused
     except OSError as error:
         opened.close()
         raise OSError(f"cannot listen on {host}, port {port} ({error.strerror}): set another host or port") from error
@@ -63,7 +64,7 @@ def run(config: ExploreConfig, host: str, port: int, key: str) -> None:
         with closing(Studio(config)) as studio:
             settings = uvicorn.Config(
                 application(studio, door), log_level="warning", access_log=False, ws="websockets-sansio",
-                ws_max_size=2**20, ws_per_message_deflate=False, timeout_graceful_shutdown=5,
+                ws_max_size=2**20, ws_per_message_deflate=False, timeout_graceful_shutdown=1,
             )  # fmt: skip
             place = f"[{host}]" if ":" in host else host
             query = f"?key={key}" if key else ""

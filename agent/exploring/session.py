@@ -213,7 +213,7 @@ class Session:
         head = {
             "tell": "moment", "id": moment.id, "parent": moment.parent, "step": moment.step, "by": moment.by,
             "fresh": moment.fresh, "action": None if moment.action is None else moment.action.tolist(),
-            "real": {"success": bool(info["success"]), "progress": info["progress"], "subtask": info["subtask"]},
+            "real": {"success": bool(info["success"]), "subtask": str(info["subtask"])},
             "dream": thought(moment.dreamt), "seen": moment.seen and thought(moment.seen),
             "points": self._points(moment), "drift": {},
         }  # fmt: skip

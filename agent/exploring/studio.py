@@ -68,6 +68,7 @@ class Studio:
         try:
             self.real = self._simulator.submit(RealWorld, config.env, config.size).result()
             self._dreamer.submit(self._wake).result()
+            self._simulator.submit(self.real.env.reset, seed=config.seed).result()  # compiles what the first one needs
             self.splits, self.robot = self.real.splits, self.real.spec
         except BaseException:
             self.close()
