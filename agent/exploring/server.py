@@ -137,8 +137,7 @@ async def serve(websocket: WebSocket, session: Session) -> None:
     finally:
         session.stop()  # what is under way in a thread ends after its present step, and nobody is told
         working.cancel()
-        with suppress(asyncio.CancelledError):
-            await working
+        await asyncio.gather(working, return_exceptions=True)  # what fails now fails because nobody listens
 
 
 async def work(websocket: WebSocket, session: Session, inbox: asyncio.Queue[tuple[Head, int]]) -> None:

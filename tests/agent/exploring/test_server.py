@@ -251,16 +251,16 @@ def test_viewers_do_not_meet(server):
         one.start(seed=1)
         other.start(seed=2)
         here = one.moments("act", at=0, actions=push(0.5, 2))[-1][0]
-        there = other.moments("act", at=0, actions=push(0.0, 2))[-1][0]
+        there = other.moments("act", at=0, actions=push(0.0, 8))[-1][0]
         then = one.moments("act", at=2, actions=push(0.5, 6))[-1]
         with server.client() as alone:
             with connect(f"ws://{server.host}/socket") as fourth, pytest.raises(ConnectionClosed):
                 fourth.recv(timeout=20)
             assert fourth.close_code == FULL
             alone.start(seed=1)
-            assert here["real"] == alone.moments("act", at=0, actions=push(0.5, 2))[-1][0]["real"] != there["real"]
+            assert here["action"] == alone.moments("act", at=0, actions=push(0.5, 2))[-1][0]["action"]
             same = alone.moments("act", at=2, actions=push(0.5, 6))[-1]
-            assert same[1] == then[1] and same[0]["dream"] == then[0]["dream"]
+            assert same[1] == then[1] and same[0]["dream"] == then[0]["dream"] != there["dream"]
 
 
 # who may come in, and what they can reach
