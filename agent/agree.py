@@ -86,7 +86,7 @@ class AgreeConfig:
             options = {"checkpoint": self.checkpoint, "look": policy.execute}
             env = EnvConfig(
                 id="world_model:nextstate/Imagined-v0", name=f"imagined_{env.label}", split=env.split,
-                starts=str(starts), options=options, max_steps=env.max_steps,
+                starts=str(starts), options=options, max_steps=env.max_steps, expert=env.expert,
             )  # fmt: skip
         policy = policy if policy.learned else replace(policy, checkpoint="")
         return EvaluateConfig(
