@@ -223,30 +223,53 @@ def make_policy(config: PolicyConfig, env: EnvConfig, envs: VectorEnv) -> Policy
         case "branch":
             raise ValueError("policy=branch is for agent.collect: it records several futures of one state")
     # the rest needs torch, which collecting from an expert does without
+    if config.name in LEARNED:
+        return load_learned(config, spec, envs)[0]
     from agent.planning.planner import Planner, PlannerConfig
-    from agent.planning.policies import ModelPolicy, PlanningPolicy
     from agent.planning.simulator import ORACLE_BUDGET, OraclePolicy
 
-    if config.name == "learned":
-        from policies.learned.policy import LearnedPolicy
-
-        return LearnedPolicy.load(config.checkpoint, config.execute, config.device, spec)
-    if config.name == "model":
-        return ModelPolicy.load(Path(config.checkpoint), config.execute, config.device, spec)
     objective = make_objective(config.objective, envs, spec)
-    if config.name == "planner":
-        planner = Planner(from_settings(PlannerConfig, config.planner), objective)
-        return PlanningPolicy.load(Path(config.checkpoint), config.execute, config.device, planner, spec)
     budget = {f.name: getattr(ORACLE_BUDGET, f.name) for f in fields(ORACLE_BUDGET)}
     planner = Planner(from_settings(PlannerConfig, {**budget, **config.planner}), objective)
     return OraclePolicy.of(envs, require_expert(env, spec), config.execute, planner)
 
 
-def make_objective(settings: Mapping[str, Any], envs: VectorEnv, spec: Spec) -> Callable[..., Any]:
+def load_policy(config: PolicyConfig) -> tuple[Policy, Spec]:
+    """A policy without an environment, and the robot of its checkpoint. ValueError for one that has no checkpoint."""
+    if config.name not in LEARNED:
+        raise ValueError(f"policy={config.name} has no checkpoint that tells its robot: name one with env=...")
+    policy, spec = load_learned(config)
+    if config.disturb:
+        policy = from_settings(Disturbed, {**config.disturb, "policy": policy, "spec": spec})
+    return policy, spec
+
+
+def load_learned(config: PolicyConfig, spec: Spec | None = None, envs: VectorEnv | None = None) -> tuple[Policy, Spec]:
+    """What a checkpoint holds, and its robot. spec, envs: of the robot that it is to act for, where there is one.
+    CheckpointError or PolicyError for files that cannot be read, ValueError for those of another robot."""
+    from agent.planning.planner import Planner, PlannerConfig
+    from agent.planning.policies import ModelPolicy, PlanningPolicy
+
+    if config.name == "learned":
+        from policies.learned.policy import LearnedPolicy
+
+        learned = LearnedPolicy.load(config.checkpoint, config.execute, config.device, spec)
+        return learned, learned.spec
+    if config.name == "model":
+        acting = ModelPolicy.load(Path(config.checkpoint), config.execute, config.device, spec)
+        return acting, acting.model.spec
+    planner = Planner(from_settings(PlannerConfig, config.planner), make_objective(config.objective, envs, spec))
+    planning = PlanningPolicy.load(Path(config.checkpoint), config.execute, config.device, planner, spec)
+    return planning, planning.acting.model.spec
+
+
+def make_objective(settings: Mapping[str, Any], envs: VectorEnv | None, spec: Spec | None) -> Callable[..., Any]:
     """What a future is worth: ours, or with `target` somebody's `module:Name`."""
     from agent.planning.objective import Objective
 
     if settings.get("target"):
+        if spec is None:
+            raise ValueError("an objective of your own needs to know the robot: name one with env=...")
         return load(settings["target"], {k: v for k, v in settings.items() if k != "target"}, spec)
     tasks = [env.unwrapped for env in getattr(envs, "envs", ())]
     measure = getattr(tasks[0], "progress_in", None) if tasks else None

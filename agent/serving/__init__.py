@@ -1,0 +1,1 @@
+"""A policy that others ask over the network, in openpi's protocol."""
