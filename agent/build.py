@@ -23,7 +23,7 @@ from policies.disturbed import Disturbed
 from policies.scripted.perturbed import Perturbed
 
 LEARNED = ("model", "planner", "learned")
-POLICIES = ("random", "play", "scripted", "perturbed", "branch", *LEARNED, "oracle", "plugin")
+POLICIES = ("random", "play", "scripted", "perturbed", "branch", *LEARNED, "oracle", "server", "plugin")
 MODEL_FREE = {"random": "policies.exploration:RandomPolicy", "play": "policies.scripted.play:Play"}
 
 
@@ -62,13 +62,15 @@ class PolicyConfig:
 
     target: `module:Name` of a policy of your own (plugin). options: of its constructor, beside `spec`, which a
     constructor with a parameter of that name is given.
-    checkpoint: folder (model, planner, learned).  execute: control steps before the next decision (and oracle, random).
+    checkpoint: folder (model, planner, learned).  execute: control steps before the next decision (and oracle, random);
+    None where the server says it (server).
     device: auto, cpu or cuda.                decode: parallel or autoregressive, how futures are imagined (planner).
     planner, objective: fields of PlannerConfig and Objective (agent.planning) that differ; `objective.target` is a
     `module:Name` of your own, called with its other settings.
     perturb: fields of policies.scripted.perturbed.Perturbed that differ (perturbed, branch).
     then: expert, model or planner, who takes over from play (play).
     disturb: fields of policies.disturbed.Disturbed that differ, of any policy: its commands then arrive changed.
+    address: ws://HOST:PORT, timeout_s: of a decision there, keys: see policies.remote.messages.Keys (server).
     branch: fields of BranchConfig (agent.collection.branching) that differ (branch, a way to collect and no policy).
     """
 
@@ -76,7 +78,7 @@ class PolicyConfig:
     target: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: str = ""
-    execute: int = 2
+    execute: int | None = 2
     device: str = "auto"
     decode: str = "parallel"
     planner: Mapping[str, Any] = field(default_factory=dict)
@@ -85,12 +87,22 @@ class PolicyConfig:
     then: str = ""
     branch: Mapping[str, Any] = field(default_factory=dict)
     disturb: Mapping[str, Any] = field(default_factory=dict)
+    address: str = ""
+    timeout_s: float = 30.0
+    keys: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.name not in POLICIES:
             raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {self.name!r}")
         if (self.name == "plugin") != bool(self.target):
             raise ValueError("policy=plugin needs policy.target=module:Name, and no other policy takes it")
+        if self.name == "server" and not (self.address.startswith(("ws://", "wss://")) and self.timeout_s > 0):
+            raise ValueError(
+                "policy=server needs policy.address=ws://HOST:PORT and a positive policy.timeout_s, got "
+                f"{self.address!r} and {self.timeout_s}"
+            )
+        if self.execute is None and self.name != "server":
+            raise ValueError(f"policy={self.name} needs policy.execute, control steps before it looks again")
         if self.then not in ("", "expert", *LEARNED):
             raise ValueError(f"`then` must be expert, {' or '.join(LEARNED)}, got {self.then!r}")
 
@@ -220,6 +232,10 @@ def make_policy(config: PolicyConfig, env: EnvConfig, envs: VectorEnv) -> Policy
         case "perturbed":
             settings = {**env.perturb, **config.perturb, "expert": require_expert(env, spec), "spec": spec}
             return from_settings(Perturbed, settings)
+        case "server":
+            from policies.remote.client import ServerPolicy  # needs the extra `serve`, and says so
+
+            return ServerPolicy(config.address, spec, config.execute, config.timeout_s, config.keys)
         case "branch":
             raise ValueError("policy=branch is for agent.collect: it records several futures of one state")
     # the rest needs torch, which collecting from an expert does without

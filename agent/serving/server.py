@@ -9,6 +9,7 @@ import ipaddress
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,8 +35,8 @@ class Limits:
     """What one client may take of the server.
 
     clients: connections at a time. frame_mb: megabytes of one message. rate_hz, burst: requests a second in the long
-    run, and how many at once. deadline_s: from a request to its answer. idle_s: without a request, after which a
-    connection is closed. errors: in a row, after which it is closed too. open_s: for the handshake.
+    run, and how many at once; those beyond wait. deadline_s: from a request to its answer. idle_s: without a request,
+    after which a connection is closed. errors: in a row, after which it is closed too. open_s: for the handshake.
     """
 
     clients: int = 64
@@ -104,6 +105,23 @@ class Robot:
     state: Any = None
 
 
+class Pace:
+    """Lets `burst` through at once and `rate_hz` a second in the long run."""
+
+    def __init__(self, rate_hz: float, burst: int) -> None:
+        self.rate_hz, self.burst = rate_hz, burst
+        self.allowed, self.since = float(burst), time.monotonic()
+
+    async def keep(self, connection: ServerConnection) -> None:
+        """Return once one more may pass, or the connection is closed. Meanwhile nothing more is read of it."""
+        now = time.monotonic()
+        self.allowed, self.since = min(self.burst, self.allowed + (now - self.since) * self.rate_hz) - 1, now
+        if self.allowed < 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(-self.allowed / self.rate_hz):
+                    await connection.wait_closed()
+
+
 class PolicyServer:
     """Serves one policy to many robots. `run` until cancelled."""
 
@@ -169,8 +187,8 @@ class PolicyServer:
 
     async def _serve_robot(self, connection: ServerConnection, who: str) -> str:
         """Answer its requests one after the other. Returns why it was sent away."""
-        limits, robot, errors = self.limits, Robot(), 0
-        allowed, since, took = float(limits.burst), time.monotonic(), None
+        limits, robot, errors, took = self.limits, Robot(), 0, None
+        pace = Pace(limits.rate_hz, limits.burst)
         while errors < limits.errors:
             try:
                 async with asyncio.timeout(limits.idle_s):
@@ -178,12 +196,9 @@ class PolicyServer:
             except TimeoutError:
                 await connection.close(CloseCode.GOING_AWAY, f"no request in {limits.idle_s:g} s")
                 return "idle"
+            await pace.keep(connection)
             began = time.monotonic()
-            allowed, since = min(limits.burst, allowed + (began - since) * limits.rate_hz) - 1, began
             try:
-                if allowed < 0:
-                    allowed = 0.0
-                    raise ValueError(f"too many requests: at most {limits.rate_hz:g} a second")
                 robot, answer = await self._answer(frame, robot)
                 if took is not None and "server_timing" in answer:
                     answer["server_timing"]["prev_total_ms"] = took * 1000
