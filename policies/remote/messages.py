@@ -25,15 +25,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgpack
 import numpy as np
 
 from envs.types import POSE, Observation, Spec, pose_key
-
-try:
-    import msgpack
-    import websockets  # noqa: F401  what speaks these messages needs both, and says so here
-except ModuleNotFoundError as error:
-    raise ValueError(f"policy servers and their clients need {error.name}: pip install 'nextstate[serve]'") from error
 
 API_KEY_VARIABLE = "NEXTSTATE_API_KEY"  # in the environment: a setting would stand in reports and process lists
 DTYPE = re.compile(r"[<>|=]?[biuf][1248]")  # numbers and truth values; no objects, text, records or dates

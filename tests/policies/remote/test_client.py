@@ -1,7 +1,9 @@
 """A policy that is elsewhere: the same as if it were here, and a clear word where it is not there."""
 
 import gc
+import importlib
 import socket
+import sys
 import threading
 import time
 from contextlib import closing, contextmanager
@@ -228,3 +230,15 @@ def test_no_policy_server():
     with somebody_elses(lambda request: request, metadata=b"\xc1hello") as (address, _):
         with pytest.raises(ServerError, match="is no policy server"):
             ServerPolicy(address, HANDS)
+
+
+@pytest.mark.parametrize("module", ["policies.remote.client", "policies.remote.messages", "agent.serving.server"])
+@pytest.mark.parametrize("missing", ["msgpack", "websockets"])
+def test_the_missing_extra_is_named(monkeypatch, module, missing):
+    """Catches `No module named 'msgpack'`, which does not say what to install."""
+    for name in list(sys.modules):
+        if name.startswith(("policies.remote", "agent.serving")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ValueError, match=rf"need {missing}: pip install 'nextstate\[serve\]'"):
+        importlib.import_module(module)
