@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,15 @@ from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 from agent.build import EnvConfig, PolicyConfig, load_policy, make_env
+from agent.evaluate import EvaluateConfig, evaluate
 from agent.launch.command import RunError
 from agent.planning.policies import ModelPolicy
 from agent.serve import ServeConfig, opened, service_of
 from agent.serving.server import Limits
 from envs.data.settings import from_settings
 from envs.sim.table import SPEC
+from policies.base import OneByOne
+from policies.remote.messages import pack, unpack
 from tests.served import serving
 from world_model.checkpoint import CheckpointError
 
@@ -123,3 +127,53 @@ def test_robots_of_the_model_share_its_calls(untrained, make_episode):
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(one["actions"], other["actions"], atol=1e-5)
     assert not np.allclose(together[0]["actions"], together[1]["actions"], rtol=0, atol=1e-4)
+
+
+@dataclass
+class Forward:
+    """Goes on at the pace that its episode's seed says."""
+
+    execute: int = 2
+
+    def init(self, instruction, seed=0):
+        return seed
+
+    def act(self, observation, state):
+        chunk = np.zeros((4, 7), np.float32)
+        chunk[:, 0] = 0.2 + 0.4 * (state % 3)
+        return chunk, state
+
+
+def test_a_served_policy_is_evaluated_like_one_that_is_here(reach, tmp_path):
+    """Catches outcomes that depend on where the policy runs, a report that does not name the served checkpoint, and
+    outcomes of two of them under one address in one report."""
+    run = EvaluateConfig(
+        env=replace(reach, split="seen"), policy=PolicyConfig(name="plugin", target="tests.agent.test_serve:Forward"),
+        seed=5, episodes=4, out=str(tmp_path / "here"), workers=0, robots=2,
+    )  # fmt: skip
+    here = evaluate(run, "c")
+    about = {"checkpoint": {"name": "served", "sha256": "1"}}
+    with serving(OneByOne(Forward()), SPEC, about=about) as (address, server):
+        policy = PolicyConfig(name="server", address=address, execute=None)
+        away = replace(run, policy=policy, out=str(tmp_path / "away"))
+        there = evaluate(away, "c")
+        assert there["outcomes"] == here["outcomes"] and {o["success"] for o in here["outcomes"]} == {True, False}
+        assert there["checkpoint"] == about["checkpoint"] and here["checkpoint"] is None
+        server.metadata = pack({**unpack(server.metadata, 10_000), "checkpoint": {"name": "served", "sha256": "2"}})
+        with pytest.raises(ValueError, match="other settings"):
+            evaluate(away, "c")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"name": "server"}, "needs policy.address=ws://"),
+        ({"name": "server", "address": "127.0.0.1:8000"}, "needs policy.address=ws://"),
+        ({"name": "server", "address": "ws://x", "timeout_s": 0}, "positive policy.timeout_s"),
+        ({"name": "model", "execute": None}, "needs policy.execute"),
+    ],
+)
+def test_settings_of_a_client(settings, says):
+    """Catches an error of a socket's where a setting was mistyped."""
+    with pytest.raises(ValueError, match=says):
+        PolicyConfig(**settings)
