@@ -25,16 +25,15 @@ class ReachExpert:
         return goal
 
 
-class PushExpert(ReachExpert):  # over the line behind the block, down, along: by degrees, as a learner can
-    speed = 0.6  # a camera then sees the way in more frames
+class PushExpert(ReachExpert):  # over to behind the block, down, along: by degrees and wide, as a learner can
+    speed = 0.8  # a camera then sees the way in more frames
 
     def target(self, hand, block, goal):
-        far = np.linalg.norm((goal - block)[:2])
-        way = (goal - block)[:2] / max(far, 1e-6)
-        along = (hand - block)[:2] @ way  # negative: behind the block, seen from the goal
-        aside = (hand - block)[:2] - along * way
-        off = np.clip(max((np.linalg.norm(aside) - 0.01) / 0.02, (along + 0.035) / 0.02), 0, 1)  # 0: on the line
+        gap, here = (goal - block)[:2], (hand - block)[:2]
+        way = gap / max(np.linalg.norm(gap), 1e-6)
+        aside = here - here @ way * way
+        off = np.clip((0.75 + here @ way / max(np.linalg.norm(here), 1e-6)) / 0.35, 0, 1)  # 0: within a cone behind it
         low = np.clip((0.47 - hand[2]) / 0.03, 0, 1)
-        push = (min(0.04, far / 2) + max(0, -along - 0.045)) * way - 1.5 * aside
-        over = (block[:2] - 0.06 * way - hand[:2]) * (1 - low)  # low beside the block: up first
+        push = (min(0.04, np.linalg.norm(gap) / 2) + max(0, -here @ way - 0.045)) * way - 1.5 * aside
+        over = (-0.07 * way - here) * (1 - low)  # low beside the block: up first
         return np.r_[hand[:2] + over + low * (1 - off) * push, 0.42 + 0.08 * off]
