@@ -136,5 +136,5 @@ preflight: ## is the system ready? (every other target asks this first)
 $(INSTALLED): pyproject.toml constraints.txt | preflight
 	$(PYTHON) -m venv .venv
 	$(PIP) --editable ".[dev]"
-	$(PIP) --no-deps robosuite
+	$(PIP) --no-deps robosuite openpi-client
 	@touch $@

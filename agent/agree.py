@@ -63,6 +63,9 @@ class AgreeConfig:
     def __post_init__(self) -> None:
         if len(self.policies) < 2:
             raise ValueError("agreement needs two policies or more")
+        unsaid = [label for label, policy in self.policies.items() if policy.execute is None]
+        if unsaid:
+            raise ValueError(f"the dream must know how often a policy looks: set `execute` of {', '.join(unsaid)}")
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> AgreeConfig:
@@ -86,7 +89,7 @@ class AgreeConfig:
             options = {"checkpoint": self.checkpoint, "look": policy.execute}
             env = EnvConfig(
                 id="world_model:nextstate/Imagined-v0", name=f"imagined_{env.label}", split=env.split,
-                starts=str(starts), options=options, max_steps=env.max_steps,
+                starts=str(starts), options=options, max_steps=env.max_steps, expert=env.expert,
             )  # fmt: skip
         policy = policy if policy.learned else replace(policy, checkpoint="")
         return EvaluateConfig(

@@ -23,7 +23,7 @@ from policies.disturbed import Disturbed
 from policies.scripted.perturbed import Perturbed
 
 LEARNED = ("model", "planner", "learned")
-POLICIES = ("random", "play", "scripted", "perturbed", "branch", *LEARNED, "oracle", "plugin")
+POLICIES = ("random", "play", "scripted", "perturbed", "branch", *LEARNED, "oracle", "server", "plugin")
 MODEL_FREE = {"random": "policies.exploration:RandomPolicy", "play": "policies.scripted.play:Play"}
 
 
@@ -62,13 +62,15 @@ class PolicyConfig:
 
     target: `module:Name` of a policy of your own (plugin). options: of its constructor, beside `spec`, which a
     constructor with a parameter of that name is given.
-    checkpoint: folder (model, planner, learned).  execute: control steps before the next decision (and oracle, random).
+    checkpoint: folder (model, planner, learned).  execute: control steps before the next decision (and oracle, random);
+    None where the server says it (server).
     device: auto, cpu or cuda.                decode: parallel or autoregressive, how futures are imagined (planner).
     planner, objective: fields of PlannerConfig and Objective (agent.planning) that differ; `objective.target` is a
     `module:Name` of your own, called with its other settings.
     perturb: fields of policies.scripted.perturbed.Perturbed that differ (perturbed, branch).
     then: expert, model or planner, who takes over from play (play).
     disturb: fields of policies.disturbed.Disturbed that differ, of any policy: its commands then arrive changed.
+    address: ws://HOST:PORT, timeout_s: of a decision there, keys: see policies.remote.messages.Keys (server).
     branch: fields of BranchConfig (agent.collection.branching) that differ (branch, a way to collect and no policy).
     """
 
@@ -76,7 +78,7 @@ class PolicyConfig:
     target: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: str = ""
-    execute: int = 2
+    execute: int | None = 2
     device: str = "auto"
     decode: str = "parallel"
     planner: Mapping[str, Any] = field(default_factory=dict)
@@ -85,12 +87,22 @@ class PolicyConfig:
     then: str = ""
     branch: Mapping[str, Any] = field(default_factory=dict)
     disturb: Mapping[str, Any] = field(default_factory=dict)
+    address: str = ""
+    timeout_s: float = 30.0
+    keys: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.name not in POLICIES:
             raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {self.name!r}")
         if (self.name == "plugin") != bool(self.target):
             raise ValueError("policy=plugin needs policy.target=module:Name, and no other policy takes it")
+        if self.name == "server" and not (self.address.startswith(("ws://", "wss://")) and self.timeout_s > 0):
+            raise ValueError(
+                "policy=server needs policy.address=ws://HOST:PORT and a positive policy.timeout_s, got "
+                f"{self.address!r} and {self.timeout_s}"
+            )
+        if self.execute is None and self.name != "server":
+            raise ValueError(f"policy={self.name} needs policy.execute, control steps before it looks again")
         if self.then not in ("", "expert", *LEARNED):
             raise ValueError(f"`then` must be expert, {' or '.join(LEARNED)}, got {self.then!r}")
 
@@ -220,33 +232,60 @@ def make_policy(config: PolicyConfig, env: EnvConfig, envs: VectorEnv) -> Policy
         case "perturbed":
             settings = {**env.perturb, **config.perturb, "expert": require_expert(env, spec), "spec": spec}
             return from_settings(Perturbed, settings)
+        case "server":
+            from policies.remote.client import ServerPolicy  # needs the extra `serve`, and says so
+
+            return ServerPolicy(config.address, spec, config.execute, config.timeout_s, config.keys)
         case "branch":
             raise ValueError("policy=branch is for agent.collect: it records several futures of one state")
     # the rest needs torch, which collecting from an expert does without
+    if config.name in LEARNED:
+        return load_learned(config, spec, envs)[0]
     from agent.planning.planner import Planner, PlannerConfig
-    from agent.planning.policies import ModelPolicy, PlanningPolicy
     from agent.planning.simulator import ORACLE_BUDGET, OraclePolicy
 
-    if config.name == "learned":
-        from policies.learned.policy import LearnedPolicy
-
-        return LearnedPolicy.load(config.checkpoint, config.execute, config.device, spec)
-    if config.name == "model":
-        return ModelPolicy.load(Path(config.checkpoint), config.execute, config.device, spec)
     objective = make_objective(config.objective, envs, spec)
-    if config.name == "planner":
-        planner = Planner(from_settings(PlannerConfig, config.planner), objective)
-        return PlanningPolicy.load(Path(config.checkpoint), config.execute, config.device, planner, spec)
     budget = {f.name: getattr(ORACLE_BUDGET, f.name) for f in fields(ORACLE_BUDGET)}
     planner = Planner(from_settings(PlannerConfig, {**budget, **config.planner}), objective)
     return OraclePolicy.of(envs, require_expert(env, spec), config.execute, planner)
 
 
-def make_objective(settings: Mapping[str, Any], envs: VectorEnv, spec: Spec) -> Callable[..., Any]:
+def load_policy(config: PolicyConfig) -> tuple[Policy, Spec]:
+    """A policy without an environment, and the robot of its checkpoint. ValueError for one that has no checkpoint."""
+    if config.name not in LEARNED:
+        raise ValueError(f"policy={config.name} has no checkpoint that tells its robot: name one with env=...")
+    policy, spec = load_learned(config)
+    if config.disturb:
+        policy = from_settings(Disturbed, {**config.disturb, "policy": policy, "spec": spec})
+    return policy, spec
+
+
+def load_learned(config: PolicyConfig, spec: Spec | None = None, envs: VectorEnv | None = None) -> tuple[Policy, Spec]:
+    """What a checkpoint holds, and its robot. spec, envs: of the robot that it is to act for, where there is one.
+    CheckpointError or PolicyError for files that cannot be read, ValueError for those of another robot."""
+    from agent.planning.planner import Planner, PlannerConfig
+    from agent.planning.policies import ModelPolicy, PlanningPolicy
+
+    if config.name == "learned":
+        from policies.learned.policy import LearnedPolicy
+
+        learned = LearnedPolicy.load(config.checkpoint, config.execute, config.device, spec)
+        return learned, learned.spec
+    if config.name == "model":
+        acting = ModelPolicy.load(Path(config.checkpoint), config.execute, config.device, spec)
+        return acting, acting.model.spec
+    planner = Planner(from_settings(PlannerConfig, config.planner), make_objective(config.objective, envs, spec))
+    planning = PlanningPolicy.load(Path(config.checkpoint), config.execute, config.device, planner, spec)
+    return planning, planning.acting.model.spec
+
+
+def make_objective(settings: Mapping[str, Any], envs: VectorEnv | None, spec: Spec | None) -> Callable[..., Any]:
     """What a future is worth: ours, or with `target` somebody's `module:Name`."""
     from agent.planning.objective import Objective
 
     if settings.get("target"):
+        if spec is None:
+            raise ValueError("an objective of your own needs to know the robot: name one with env=...")
         return load(settings["target"], {k: v for k, v in settings.items() if k != "target"}, spec)
     tasks = [env.unwrapped for env in getattr(envs, "envs", ())]
     measure = getattr(tasks[0], "progress_in", None) if tasks else None

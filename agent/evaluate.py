@@ -170,7 +170,12 @@ def make_report(
 
 
 def identity(policy: PolicyConfig) -> dict[str, str] | None:
-    """Name and sha256 of a learned policy's checkpoint; None for any other. RunError where there is none."""
+    """Name and sha256 of a learned policy's checkpoint, or of a served one's where the server tells it; None for any
+    other. RunError where there is none."""
+    if policy.name == "server":
+        from policies.remote.client import served_checkpoint
+
+        return served_checkpoint(policy.address, policy.timeout_s)
     return checkpoint_identity(policy.checkpoint) if policy.learned else None
 
 

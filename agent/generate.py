@@ -29,7 +29,7 @@ from tqdm import tqdm
 from agent.build import RunConfig, make_env, make_envs, make_policy
 from agent.collection.imagining import Dream, Keep, dreams, replayed
 from agent.evaluation.provenance import checkpoint_identity, provenance
-from agent.evaluation.starts import ResetStarts
+from agent.evaluation.starts import ResetStarts, scene_in
 from agent.evaluation.statistics import wilson
 from agent.launch import processes
 from agent.launch.command import RunError, claimed, clear_errors, command_line, start
@@ -148,7 +148,8 @@ def _imagined_envs(config: GenerateConfig, starts: Starts, robots: int) -> gymna
     """Dreams that are looked at whenever the policy looks. ValueError for starts of another split or robot."""
     envs = gymnasium.make_vec(
         IMAGINED, robots, checkpoint=config.imagines, starts=starts, look=config.policy.execute,
-        max_steps=config.env.max_steps, device=config.policy.device, autoreset_mode=AutoresetMode.DISABLED,
+        max_steps=config.env.max_steps, device=config.policy.device, scene_in=scene_in(starts(config.seed).env_id),
+        autoreset_mode=AutoresetMode.DISABLED,
     )  # fmt: skip
     if envs.split != config.env.split:
         raise ValueError(f"the starts are of split={envs.split}, and split={config.env.split} is asked for")

@@ -6,7 +6,6 @@ has and stops. Writes the policy into `out`, which `agent.evaluate policy=learne
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -16,16 +15,15 @@ from pathlib import Path
 from typing import Literal
 
 import hydra
-import safetensors
-import safetensors.torch
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from tqdm import tqdm
 
 from envs.data.augmentation import Augmentation
-from envs.data.files import to_json, write_json, write_whole
-from envs.data.fingerprint import Folder, fingerprint, require_same
+from envs.data.files import write_json
+from envs.data.fingerprint import Folder, fingerprint
+from envs.data.progress import load_progress, save_progress
 from envs.data.settings import from_settings
 from envs.data.split import refuse_imagined, refuse_training
 from envs.data.store import EpisodeError, EpisodeStore
@@ -116,27 +114,18 @@ class Training:
 
     def save(self, path: Path, made_from: dict) -> None:
         """All that the next step depends on."""
-        tensors = {f"network/{k}": v for k, v in self.network.state_dict().items()}
-        tensors |= {f"averaged/{k}": v for k, v in self.averaged.state_dict().items()}
-        for i, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{i}/{k}": v for k, v in state.items()}
-        about = {"step": str(self.step), "fingerprint": to_json(made_from, indent=None)}
-        plain = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
-        write_whole(path, safetensors.torch.save(plain, about))
+        states = self.optimizer.state_dict()["state"].items()
+        moments = {f"{i}/{name}": value for i, state in states for name, value in state.items()}
+        parts = {"network": self.network.state_dict(), "averaged": self.averaged.state_dict(), "optimizer": moments}
+        save_progress(path, parts, self.step, made_from)
 
-    def load(self, path: Path, made_from: dict) -> None:
-        """Take up what `save` wrote. ValueError where it is damaged or was made from something else."""
-        try:
-            with safetensors.safe_open(path, "pt") as file:
-                about = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-        except (safetensors.SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged ({error}): delete it to begin this training anew") from error
-        require_same(json.loads(about["fingerprint"]), made_from, str(path))
-        parts: dict[str, dict] = {"network": {}, "averaged": {}, "optimizer": {}}
-        for key, value in tensors.items():
-            part, name = key.split("/", 1)
-            parts[part][name] = value
+    def resume(self, path: Path, made_from: dict) -> None:
+        """Take up what `save` wrote, where there is anything. ValueError where it is damaged or was made from something
+        else."""
+        found = load_progress(path, made_from)
+        if found is None:
+            return
+        parts, self.step = found
         self.network.load_state_dict(parts["network"])
         self.averaged.load_state_dict(parts["averaged"])
         states: dict[int, dict] = {}
@@ -144,7 +133,6 @@ class Training:
             i, name = key.split("/")
             states.setdefault(int(i), {})[name] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
-        self.step = int(about["step"])
 
 
 def train(config: TrainConfig, training: Training, windows: Windows, made_from: dict) -> Iterator[float]:
@@ -210,8 +198,7 @@ def run(config: TrainConfig) -> dict:
     training = Training(network, averaged.requires_grad_(False), optimizer)
     settings = {name: value for name, value in asdict(config).items() if name not in NOT_LEARNT}
     made_from, out = fingerprint(settings, {}, folders), Path(config.out)
-    if (out / PROGRESS).exists():
-        training.load(out / PROGRESS, made_from)
+    training.resume(out / PROGRESS, made_from)
     out.mkdir(parents=True, exist_ok=True)
     log, smooth = start_run(config.wandb, f"policy {config.policy.kind}", out, asdict(config)), None
     with tqdm(total=config.steps, initial=training.step, desc=f"training {config.policy.kind}", unit="step") as bar:

@@ -44,6 +44,8 @@ class Start:
 
 
 Starts = Callable[[int], Start]  # of a seed; the same start for the same seed
+# What experts read, from what is believed: keypoints (n, 3) m, state (P,), whether anything is held, and success.
+SceneIn = Callable[[np.ndarray, np.ndarray, bool, bool], Scene]
 
 
 @dataclass(frozen=True)
@@ -138,12 +140,13 @@ class ImaginedEnv(VectorEnv):
         self, num_envs: int = 1, checkpoint: str | PathLike | Loaded = "checkpoints/nextstate-s",
         starts: Any = (), look: int | None = None, max_steps: int | None = None, threshold: float = 0.5,
         device: str = "auto", autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
-        render_mode: str | None = "rgb_array",
+        render_mode: str | None = "rgb_array", scene_in: SceneIn | None = None,
     ) -> None:  # fmt: skip
         """checkpoint: folder, or what `world_model.checkpoint.load` gave. starts: as `as_starts` takes them. look:
         control steps between looks (None: the longest model step). max_steps: control steps of an episode (None: the
         limit that the environment of the starts is registered with, or 400). threshold: of the probability that counts
-        as success.
+        as success. scene_in: the task's own (`envs.sim.tabletop`), so that its expert can act here; without it the
+        scene says neither how far the jaws are apart nor what is to be done next.
 
         CheckpointError, EpisodeError or ValueError where one of them is wrong.
         """
@@ -153,7 +156,7 @@ class ImaginedEnv(VectorEnv):
         self.model.layout.require_strides([self.look])
         if num_envs < 1 or not 0 < threshold < 1:
             raise ValueError(f"num_envs must be at least 1 and threshold in (0, 1), got {num_envs} and {threshold}")
-        self.num_envs, self.threshold, self.render_mode = num_envs, threshold, render_mode
+        self.num_envs, self.threshold, self.render_mode, self.scene_in = num_envs, threshold, render_mode, scene_in
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.robot_spec = spec = self.model.spec
@@ -354,6 +357,9 @@ class ImaginedEnv(VectorEnv):
     def _scene(self, i: int) -> Scene:
         """What is believed of the scene: what is held is the keypoint next to the gripper."""
         spec, dream = self.robot_spec, self._dreams[i]
+        if self.scene_in:
+            success = dream.success > self.threshold
+            return self.scene_in(dream.keypoints, self._shown["state"][i].copy(), dream.held > 0.5, success)
         gripper = self._shown["state"][i][list(spec.positions[0])] if spec.positions else np.full(3, np.nan, np.float32)
         away = np.linalg.norm(dream.keypoints - gripper, axis=1)
         near = int(np.nanargmin(away)) if np.isfinite(away).any() else len(away)

@@ -18,16 +18,15 @@ from typing import Literal
 
 import hydra
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from envs.data.augmentation import Augmentation, Change
 from envs.data.camera import project
-from envs.data.files import to_json, write_json, write_whole
-from envs.data.fingerprint import fingerprint, require_same
+from envs.data.files import to_json, write_json
+from envs.data.fingerprint import fingerprint
+from envs.data.progress import load_progress, save_progress
 from envs.data.settings import from_settings
 from envs.data.store import EpisodeError, EpisodeStore
 from envs.types import POSE, CameraSpec, Episode, Spec
@@ -235,43 +234,16 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * (1 + np.cos(np.pi * done)) / 2
 
 
-def save_progress(path: Path, tokenizer: ImageTokenizer, optimizer: MuonAdamW, step: int, made_from: dict) -> None:
-    """Weights, the optimizer's state and the number of steps done: all that the next step depends on."""
-    tensors = {f"model/{name}": value for name, value in tokenizer.state_dict().items()}
-    tensors |= {f"optimizer/{name}": value for name, value in optimizer.state().items()}
-    about = {"step": str(step), "fingerprint": to_json(made_from, indent=None)}
-    write_whole(path, safetensors.torch.save({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, about))
-
-
-def load_progress(path: Path, tokenizer: ImageTokenizer, optimizer: MuonAdamW, made_from: dict) -> int:
-    """Take up what `save_progress` wrote and return the steps done; 0 where there is nothing. ValueError where it is
-    damaged or was made from something else."""
-    if not path.exists():
-        return 0
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            about = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it to begin this training anew") from error
-    kept = about.get("fingerprint")
-    require_same(json.loads(kept) if kept else None, made_from, str(path))
-    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}}
-    for key, value in tensors.items():
-        part, name = key.split("/", 1)
-        parts[part][name] = value
-    tokenizer.load_state_dict(parts["model"])
-    optimizer.load_state(parts["optimizer"])
-    return int(about["step"])
-
-
 def train(
     config: TrainConfig, tokenizer: ImageTokenizer, frames: Frames, precision: torch.dtype, made_from: dict
 ) -> Iterator[tuple[int, float]]:
     """Train to the last step, saving every now and then; yields (steps done, loss)."""
     optimizer = make_optimizer(tokenizer, precision)
     path = Path(config.out) / PROGRESS
-    start = load_progress(path, tokenizer, optimizer, made_from)
+    kept, start = load_progress(path, made_from) or ({}, 0)
+    if kept:
+        tokenizer.load_state_dict(kept["model"])
+        optimizer.load_state(kept["optimizer"])
     tokenizer.train()
     saved = time.monotonic()
     for step in range(start, config.steps):
@@ -283,7 +255,7 @@ def train(
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"the loss of step {step + 1} is not finite: lower `learning_rate`")
         if step + 1 == config.steps or time.monotonic() - saved > config.checkpoint_seconds:
-            save_progress(path, tokenizer, optimizer, step + 1, made_from)
+            save_progress(path, {"model": tokenizer.state_dict(), "optimizer": optimizer.state()}, step + 1, made_from)
             saved = time.monotonic()
         yield step + 1, loss.item()
     tokenizer.eval()

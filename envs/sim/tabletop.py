@@ -326,6 +326,12 @@ class Tabletop(gym.Env):
         m, state (..., P) of the robot, holding (...) the chance that the jaws hold anything."""
         raise NotImplementedError
 
+    @staticmethod
+    def scene_in(keypoints: np.ndarray, state: np.ndarray, holding: bool, success: bool) -> Scene:
+        """The scene as an expert reads it, from what can also be believed or imagined: keypoints (n, 3) in m, state
+        (P,) of the robot, whether the jaws hold anything, and whether the task is done."""
+        raise NotImplementedError
+
     def scene(self) -> Scene:
         """The simulator's truth."""
         raise NotImplementedError

@@ -13,13 +13,14 @@ from envs.sim.looks import DEFAULT_LOOKS
 from envs.sim.table import SPEC, TABLE_HEIGHT
 from envs.sim.tabletop import Tabletop
 from envs.tasks import score
-from envs.types import Scene
+from envs.types import HELD_NOTHING, Scene
 
 GRID = 9  # vertices along each side
 CORNERS = ((0, GRID - 1), (0, 0), (GRID - 1, GRID - 1), (GRID - 1, 0))  # near left, near right, far left, far right
 GRASP_RADIUS = 0.025  # metres from the grip site to the vertex that is grasped: jaws that close on cloth hold cloth
 HOLD_OPENING, LOSE_OPENING = 0.020, 0.030  # metres between the jaws: tied below the one, let go above the other
 HAND = 0.05  # metres around the cloth that the hand needs
+PINCHED = 0.05  # metres from the grip site within which a corner counts as what closed jaws hold
 RELEASED_OPENING = 0.060  # metres; a fold is done when the jaws are this far apart
 AT_REST = 0.02  # m/s, the fastest vertex
 TABLE_SIZE = (0.8, 0.8, 0.05)
@@ -142,6 +143,17 @@ class FoldHalf(Tabletop):
     def progress_in(keypoints: np.ndarray, state: np.ndarray, holding: np.ndarray) -> np.ndarray:
         return 0.95 * score.fold_progress(keypoints, state[..., :3], holding)
 
+    @staticmethod
+    def scene_in(keypoints: np.ndarray, state: np.ndarray, holding: bool, success: bool) -> Scene:
+        away = np.linalg.norm(keypoints - state[:3], axis=-1)
+        held = HELD_NOTHING
+        if holding:  # a near corner rather than the far one on which it is being laid
+            held = next((i for i in np.argsort(away[:2]) if away[i] < PINCHED), int(np.argmin(away)))
+            held = held if away[held] < PINCHED else len(keypoints)
+        apart = np.linalg.norm(keypoints[:2] - keypoints[2:], axis=-1)
+        folded = success or bool((apart < score.MAX_CORNER_DISTANCE).all())  # nobody tells of a bunch between them
+        return Scene(keypoints, int(held), score.fold_stage(apart, held, folded), float(state[-1]), state[:3])
+
     def scene(self) -> Scene:
         vertices = self._vertices()
         corners = np.array([vertices[row, column] for row, column in CORNERS], dtype=np.float32)
@@ -182,10 +194,10 @@ class FoldHalf(Tabletop):
     def _pinched(self) -> int:
         """The corner between closed jaws, by distance: friction leaves no flag to read."""
         if self.opening() > 0.03:
-            return -1
+            return HELD_NOTHING
         vertices = self._vertices()
         distance = [np.linalg.norm(vertices[r, c] - self.gripper_position()) for r, c in CORNERS]
-        return int(np.argmin(distance)) if min(distance) < 0.05 else -1
+        return int(np.argmin(distance)) if min(distance) < PINCHED else HELD_NOTHING
 
 
 class _ClothTable(ManipulationEnv):

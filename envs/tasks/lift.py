@@ -13,7 +13,7 @@ from envs.sim.table import SPEC, TABLE_HEIGHT
 from envs.sim.tabletop import Tabletop
 from envs.tasks import score
 from envs.tasks.score import LIFTED, NARROW, REACHED
-from envs.types import Scene
+from envs.types import HELD_NOTHING, Scene
 
 PLACEMENT = 0.05  # metres each way from the table's centre; robosuite's own is 0.03
 HAND = 0.08  # metres around the cube that open jaws need
@@ -74,13 +74,15 @@ class Lift(Tabletop):
     def progress_in(keypoints: np.ndarray, state: np.ndarray, holding: np.ndarray) -> np.ndarray:
         return 0.95 * score.lift_progress(keypoints[..., 0, :], state[..., :3], state[..., -1], holding)
 
+    @staticmethod
+    def scene_in(keypoints: np.ndarray, state: np.ndarray, holding: bool, success: bool) -> Scene:
+        return _scene(keypoints, 0 if holding else HELD_NOTHING, float(state[-1]), state[:3])
+
     def scene(self) -> Scene:
         keypoints = np.full((len(SPEC.keypoints), 3), np.nan, dtype=np.float32)
         keypoints[0] = self._data.xpos[self._cube]
         gripper = self.gripper_position().astype(np.float32)
-        held = 0 if self._grasped() else -1
-        stage = 2 if held == 0 else int(np.linalg.norm(keypoints[0] - gripper) < REACHED)
-        return Scene(keypoints, held, stage, self.opening(), gripper)
+        return _scene(keypoints, 0 if self._grasped() else HELD_NOTHING, self.opening(), gripper)
 
     def score(self) -> dict[str, float]:
         """Height of the cube's centre above the table."""
@@ -103,3 +105,9 @@ class Lift(Tabletop):
                 if (1 if first == pad else -1) * frame[:3] @ direction > OPPOSED:
                     return True
         return False
+
+
+def _scene(keypoints: np.ndarray, held: int, opening: float, gripper: np.ndarray) -> Scene:
+    """With what is to be done next: reach, grasp, lift."""
+    stage = 2 if held == 0 else int(np.linalg.norm(keypoints[0] - gripper) < REACHED)
+    return Scene(keypoints, held, stage, opening, gripper)

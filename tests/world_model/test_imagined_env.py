@@ -160,6 +160,20 @@ def test_the_projects_loop_drives_it(folder):
     assert len(envs.render()) == 2 and envs.render()[0].shape == (32, 32, 3)
 
 
+def test_an_expert_is_told_what_its_task_makes_of_what_is_believed(folder):
+    """Catches a scene of another moment than the picture, and one that says nothing of what is to be done next."""
+
+    def scene_in(keypoints, state, holding, success):
+        return Scene(keypoints, -1, 7, float(state[0]), state[:3])
+
+    envs = made(folder, look=1, scene_in=scene_in)
+    obs, info = envs.reset(seed=0)
+    for _ in range(2):
+        assert [scene.stage for scene in info["scene"]] == [7, 7]
+        assert [scene.opening for scene in info["scene"]] == obs["state"][:, 0].tolist()
+        obs, _, _, _, info = envs.step(commands(envs, 1)[0])
+
+
 def test_one_start_is_enough(folder):
     """A single picture and state, as from a robot."""
     loaded, start = checkpoint.load(folder / "model"), EpisodeStarts((str(folder / "data"),))(1)

@@ -1,6 +1,6 @@
 // The page: what a person does becomes commands, what the server tells becomes pictures and lines.
 
-import { legend, strip, stepAt } from "./charts.js";
+import { Curves } from "./curves.js";
 import { Hands, elsewhere, keyName } from "./hands.js";
 import { Moments } from "./moments.js";
 import { Futures, View } from "./views.js";
@@ -15,6 +15,7 @@ const moments = new Moments(() => redraw());
 const futures = new Futures($("candidates"), $("plan-words"));
 let hello = null; // what the server told of the robot
 let views = null;
+let curves = null;
 let hands = null;
 let jaws = []; // what each gripper is commanded
 let coast = 0; // control steps without motion that are still to be sent, so that the dream catches up
@@ -222,12 +223,6 @@ function redraw() {
   if (!drawing) drawing = requestAnimationFrame(show);
 }
 
-const SERIES = [
-  { name: "value", words: "value", of: (thought) => thought.value },
-  { name: "success", words: "chance of success", of: (thought) => thought.success },
-  { name: "held", words: "holds something", of: (thought) => thought.held },
-];
-
 function show() {
   drawing = 0;
   const moment = moments.shown;
@@ -260,27 +255,7 @@ function show() {
   $("save").disabled = !moment.step;
   showBranches();
   showJaws();
-
-  const last = Math.max(hello.look * 5, ...moments.tips.map((id) => moments.all.get(id).step));
-  const ways = moments.tips.filter((tip) => tip !== path.at(-1)).map((tip) => moments.way(tip));
-  const lines = [["objects", "--objects", true], ["gripper", "--gripper", false]].flatMap(([name, colour, dash]) => [
-    ...ways.map((way) => ({ points: moments.series(way, (each) => each.drift[name]), colour, dash, faint: true })),
-    { points: moments.series(path, (each) => each.drift[name]), colour, dash },
-  ]).filter((line) => line.points.length);
-  strip($("drift"), { lines, top: 1, now: moment.step, last });
-  for (const { name, of } of SERIES) {
-    strip($(`chart-${name}`), {
-      lines: [
-        { points: moments.series(path, (each) => each.seen && of(each.seen)), colour: "--real", dash: true },
-        { points: moments.series(path, (each) => of(each.dream)), colour: "--dream" },
-      ],
-      top: 1, fixed: true, now: moment.step, last,
-    });
-  }
-  strip($("chart-doubt"), {
-    lines: [{ points: moments.series(path, (each) => each.step && 100 * moments.doubt(each)), colour: "--dream" }],
-    top: 200 * hello.unsure, now: moment.step, last, mark: 100 * hello.unsure,
-  });
+  curves.draw();
 }
 
 function showBranches() {
@@ -350,26 +325,7 @@ function furnish() {
     meaning.textContent = words;
     return [term, meaning];
   }));
-  const charts = [...SERIES.map(({ name, words }) => [name, words]), ["doubt", "uncertainty of a step, cm"]];
-  $("thoughts").replaceChildren(...charts.map(([name, words]) => {
-    const place = document.createElement("div");
-    const [title, canvas] = [document.createElement("h3"), document.createElement("canvas")];
-    title.textContent = words;
-    canvas.id = `chart-${name}`;
-    canvas.className = "strip";
-    canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", `${words} over time`);
-    place.append(title, canvas);
-    return place;
-  }));
-  legend($("legend-drift"), [["gripper", "gripper"], ["objects", "objects dashed"]]);
-  legend($("legend-thought"), [["of its dream", "dream"], ["of MuJoCo’s picture", "real dashed"]]);
-  for (const canvas of document.querySelectorAll(".strip")) {
-    canvas.addEventListener("click", (event) => {
-      const last = Math.max(hello.look * 5, ...moments.tips.map((id) => moments.all.get(id).step));
-      seek(moments.path[Math.min(stepAt(canvas, event, last), moments.path.length - 1)]);
-    });
-  }
+  curves = new Curves(hello, moments, seek);
   $("keys").open = window.innerWidth > 1000;
   $("who").onchange();
 }

@@ -8,7 +8,9 @@ import pytest
 
 from agent.build import EnvConfig, PolicyConfig, make_envs
 from agent.evaluate import EvaluateConfig, evaluate
+from agent.evaluation.starts import scene_in
 from envs.data.store import EpisodeStore
+from envs.tasks.lift import Lift
 
 IMAGINED = "world_model:nextstate/Imagined-v0"
 
@@ -43,6 +45,11 @@ def test_a_policy_is_evaluated_in_the_dream_as_in_the_simulator(imagined, tmp_pa
     assert evaluate(again, "c")["seeds"] == [0, 1, 2]
     first, second = (next(iter(EpisodeStore(each.kept.root))) for each in (config, again))
     assert np.array_equal(first.state[0], second.state[0])
+
+
+def test_our_tasks_tell_their_experts_what_is_believed():
+    """Catches an expert that is lost in the dream, and an environment of which nobody knows anything."""
+    assert scene_in("nextstate/Lift-v0") is Lift.scene_in and scene_in("nobody/Nothing-v0") is None
 
 
 def test_what_is_no_start_is_named(reach, imagined):

@@ -109,13 +109,18 @@ def test_moving_without_looking_is_the_same_motion(lift):
 
 
 def test_the_whole_task(lift):
-    """Progress, subtask and success must tell one story, or the value is trained on contradictions."""
+    """Progress, subtask and success must tell one story, or the value is trained on contradictions; and so must what is
+    told of the scene without the simulator."""
     _, info = lift.reset(seed=3)
     assert info["instruction"] == lift.instruction == "lift the cube"
     assert not info["success"] and info["progress"] < 0.2 and info["scene"].held == -1
     subtasks, progress, rewards, ended = [info["subtask"]], [info["progress"]], [], False
     while not ended:
-        _, reward, terminated, truncated, info = lift.step(expert_action(info))
+        obs, reward, terminated, truncated, info = lift.step(expert_action(info))
+        scene = info["scene"]
+        told = lift.scene_in(scene.keypoints, obs["state"], scene.held >= 0, info["success"])
+        assert (told.held, told.stage) == (scene.held, scene.stage)
+        assert told.opening == pytest.approx(scene.opening, abs=1e-6)
         subtasks.append(info["subtask"])
         progress.append(info["progress"])
         rewards.append(reward)

@@ -1,0 +1,1 @@
+"""Our policies behind other people's interfaces."""
