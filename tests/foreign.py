@@ -68,9 +68,9 @@ def table(episode: int, first: int, columns: dict[str, np.ndarray], task: int) -
 
 def features() -> dict:
     """Of `info.json`, names nested as recordings of ALOHA have them."""
-    about = {"video.codec": "h264", "video.fps": float(HZ)}
+    info = {"video.codec": "h264", "video.fps": float(HZ)}
     names = ["channels", "height", "width"]
-    found = {key: {"dtype": "video", "shape": [3, *size], "names": names, "info": about} for key, size in CAMERAS.items()}
+    found = {k: {"dtype": "video", "shape": [3, *size], "names": names, "info": info} for k, size in CAMERAS.items()}
     found |= {key: {"dtype": "float32", "shape": [len(JOINTS)], "names": {"motors": JOINTS}}
               for key in ("observation.state", "action")}  # fmt: skip
     found["observation.effort"] = {"dtype": "float32", "shape": [2], "names": None}
