@@ -175,9 +175,9 @@ class LeRobotFolder:
         states: with the simulator's states, where there are some.
         """
         entry = self._entry(name)
-        self._check_sums(entry)
+        self.check_sums(entry)
         table = self._rows(entry)
-        images = {_camera(key): self._pictures(entry, key, table) for key in self.info.pictures}
+        images = {_camera(key): self.pictures_of(entry, key, table) for key in self.info.pictures}
         vectors = [numbers(table, f.key, f.shape, np.float32, entry.data) for f in self._states]
         state = np.concatenate(vectors, axis=1) if vectors else np.zeros((len(table), 0), np.float32)
         action = numbers(table, ACTION, self._vector(ACTION).shape, np.float32, entry.data)[:-1]
@@ -220,7 +220,7 @@ class LeRobotFolder:
             )
         return table
 
-    def _pictures(self, entry: Entry, key: str, table: pa.Table) -> np.ndarray:
+    def pictures_of(self, entry: Entry, key: str, table: pa.Table) -> np.ndarray:
         """(N, h, w, 3) u8 of a camera."""
         feature = self.info.pictures[key]
         size = feature.shape[:2]
@@ -321,7 +321,7 @@ class LeRobotFolder:
                 raise EpisodeError(f"{path} cannot be read: {error.strerror or error}") from error
         return self._sums[path]
 
-    def _check_sums(self, entry: Entry) -> None:
+    def check_sums(self, entry: Entry) -> None:
         """What this project wrote is compared with the sums that it kept."""
         for name, kept in entry.own.get("files", {}).items():
             if self._sum(self.root / name) != kept:

@@ -33,6 +33,7 @@ FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 DATA_PATH, VIDEO_PATH = f"data/{FILE}.parquet", f"videos/{{video_key}}/{FILE}.mp4"
 EPISODES_PATH = f"{EPISODES}/{FILE}.parquet"
 PICTURES = ("video", "image")
+PLACE = ("chunk_index", "file_index")
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,14 @@ class Info:
 @dataclass(frozen=True)
 class Entry:
     """Where an episode lies. videos: by key, the file and the seconds at which it begins there. own: what this project
-    kept of it, nothing where somebody else wrote it."""
+    kept of it, nothing where somebody else wrote it. tasks: their texts, as far as the episode itself tells them."""
 
     index: int
     length: int
     data: Path
     videos: Mapping[str, tuple[Path, float]]
     own: Mapping[str, Any]
+    tasks: tuple[str, ...] = ()
 
 
 def read_info(root: Path) -> Info:
@@ -159,7 +161,7 @@ def read_tasks(root: Path, info: Info) -> dict[int, str]:
 
 def read_entries(root: Path, info: Info) -> list[Entry]:
     """Where the episodes lie that `info` counts, in order. EpisodeError where the files of `meta` contradict it."""
-    found = _entries_v3(root, info) if info.version == V3 else _entries_v2(root, info)
+    found = _entries_v3(root, info) if info.version == V3 else entries_v2(root, info)
     by_index = {entry.index: entry for entry in found}
     where = root / (EPISODES if info.version == V3 else "meta/episodes.jsonl")
     if missing := [i for i in range(info.episodes) if i not in by_index]:
@@ -177,28 +179,36 @@ def read_entries(root: Path, info: Info) -> list[Entry]:
 
 
 def _entries_v3(root: Path, info: Info) -> list[Entry]:
-    videos = [key for key, feature in info.features.items() if feature.dtype == "video"]
-    places = [f"{of}/{part}" for of in ("data", *(f"videos/{key}" for key in videos))
-              for part in ("chunk_index", "file_index")]  # fmt: skip
-    files = sorted(path for path in (root / EPISODES).glob("*/*.parquet") if not path.name.startswith("."))
+    files = episode_files(root)
     if not files:
         raise EpisodeError(f"{root / EPISODES} holds no parquet file")
+    return [entry for path in files for entry in entries_in(path, root, info)]
+
+
+def episode_files(root: Path) -> list[Path]:
+    """The files of `meta/episodes` in their order."""
+    return sorted(path for path in (root / EPISODES).glob("*/*.parquet") if not path.name.startswith("."))
+
+
+def entries_in(path: Path, root: Path, info: Info) -> list[Entry]:
+    """Where the episodes lie that one file of `meta/episodes` tells of."""
+    videos = [key for key, feature in info.features.items() if feature.dtype == "video"]
+    things = ("data", *(f"videos/{key}" for key in videos))
+    table = read_table(path, _columns(path))
+    at = {name: numbers(table, name, (), np.int64, path).tolist() for name in (
+        "episode_index", "length", *(f"{of}/{part}" for of in things for part in PLACE))}  # fmt: skip
+    starts = {key: numbers(table, f"videos/{key}/from_timestamp", (), np.float64, path) for key in videos}
+    own = texts(table, OWN, path) if OWN in table.column_names else ["{}"] * len(table)
+    told = table.column("tasks").to_pylist() if "tasks" in table.column_names else [None] * len(table)
     found = []
-    for path in files:
-        table = read_table(path, _columns(path))
-        whole = {name: numbers(table, name, (), np.int64, path) for name in ("episode_index", "length", *places)}
-        starts = {key: numbers(table, f"videos/{key}/from_timestamp", (), np.float64, path) for key in videos}
-        own = texts(table, OWN, path) if OWN in table.column_names else ["{}"] * len(table)
-        for row in range(len(table)):
-            at = {name: int(values[row]) for name, values in whole.items()}
-            place = {of: {"chunk_index": at[f"{of}/chunk_index"], "file_index": at[f"{of}/file_index"]}
-                     for of in ("data", *(f"videos/{key}" for key in videos))}  # fmt: skip
-            found.append(Entry(
-                at["episode_index"], at["length"], inside(root, info, "data_path", place["data"]),
-                {key: (inside(root, info, "video_path", {**place[f"videos/{key}"], "video_key": key}),
-                       float(starts[key][row])) for key in videos},
-                _own(own[row], path),
-            ))  # fmt: skip
+    for row in range(len(table)):
+        place = {of: {part: at[f"{of}/{part}"][row] for part in PLACE} for of in things}
+        files = {k: inside(root, info, "video_path", {**place[f"videos/{k}"], "video_key": k}) for k in videos}
+        found.append(Entry(
+            at["episode_index"][row], at["length"][row], inside(root, info, "data_path", place["data"]),
+            {key: (files[key], float(starts[key][row])) for key in videos}, _own(own[row], path),
+            tuple(map(str, told[row] or ())),
+        ))  # fmt: skip
     return found
 
 
@@ -217,7 +227,8 @@ def _own(text: str, path: Path) -> Mapping[str, Any]:
         raise EpisodeError(f"{path}: column `{OWN}` is no JSON ({error})") from error
 
 
-def _entries_v2(root: Path, info: Info) -> list[Entry]:
+def entries_v2(root: Path, info: Info) -> list[Entry]:
+    """Where the episodes lie of a data set v2.1."""
     path = root / "meta/episodes.jsonl"
     videos = [key for key, feature in info.features.items() if feature.dtype == "video"]
     found = []
@@ -227,7 +238,9 @@ def _entries_v2(root: Path, info: Info) -> list[Entry]:
             raise EpisodeError(f"{path}: a line must hold `episode_index` and `length`, got {line}")
         at = {"episode_chunk": index // info.chunks_size, "episode_index": index}
         places = {key: (inside(root, info, "video_path", {**at, "video_key": key}), 0.0) for key in videos}
-        found.append(Entry(index, length, inside(root, info, "data_path", at), places, {}))
+        tasks = line.get("tasks")
+        told = tuple(map(str, tasks)) if isinstance(tasks, list) else ()
+        found.append(Entry(index, length, inside(root, info, "data_path", at), places, {}, told))
     return found
 
 

@@ -110,7 +110,7 @@ class LeRobotWriter:
         if at.features:
             _require_same(features, at.features, f"episode {name}", f"the data set {self.root}")
         tasks = {**at.tasks, episode.instruction: at.tasks.get(episode.instruction, len(at.tasks))}
-        index, rows, place = len(at.names), len(episode) + 1, _place(len(at.names))
+        index, rows, place = len(at.names), len(episode) + 1, place_of(len(at.names))
         counted = {
             "timestamp": (np.arange(rows) / episode.spec.control_hz).astype(np.float32),
             "frame_index": np.arange(rows), "episode_index": np.full(rows, index), "index": at.frames + np.arange(rows),
@@ -141,7 +141,7 @@ class LeRobotWriter:
         self, episode: Episode, name: str, files: Mapping[str, str], stats: Mapping[str, statistics.Stats]
     ) -> pa.Table:
         """The row of `meta/episodes`."""
-        rows, frames, place = len(episode) + 1, self._written.frames, _place(len(self._written.names))
+        rows, frames, place = len(episode) + 1, self._written.frames, place_of(len(self._written.names))
         videos = {}
         if self.images == "video":
             length = rows / episode.spec.control_hz
@@ -226,7 +226,8 @@ def row_of(
     row |= {f"videos/{key}/{name}": value for key, of in videos.items() for name, value in of.items()}
     row |= {f"stats/{key}/{stat}": value.tolist() for key, of in stats.items() for stat, value in of.items()}
     row |= {f"meta/episodes/{name}": value for name, value in place.items()}
-    row[OWN] = json.dumps(dict(own), ensure_ascii=False, allow_nan=False)
+    if own:
+        row[OWN] = json.dumps(dict(own), ensure_ascii=False, allow_nan=False)
     return pa.table({key: pa.array([value]) for key, value in row.items()})
 
 
@@ -254,7 +255,7 @@ def stats_of_episodes(root: Path, episodes: int) -> dict[str, dict[str, np.ndarr
     """Those of the first so many episodes together, as they stand in `meta/episodes`."""
     found: list[dict[str, dict[str, np.ndarray]]] = []
     for episode in range(episodes):
-        row = read_table(root / layout.EPISODES_PATH.format(**_place(episode))).slice(0, 1).to_pylist()[0]
+        row = read_table(root / layout.EPISODES_PATH.format(**place_of(episode))).slice(0, 1).to_pylist()[0]
         stats: dict[str, dict[str, np.ndarray]] = {}
         for name, value in row.items():
             if name.startswith("stats/"):
@@ -279,7 +280,8 @@ def _shown(feature: Mapping[str, Any] | None) -> str:
     return f"{feature['dtype']} {feature['shape']}" if feature else "none"
 
 
-def _place(episode: int) -> dict[str, int]:
+def place_of(episode: int) -> dict[str, int]:
+    """The folder and file of an episode that has them to itself."""
     return {"chunk_index": episode // CHUNKS_SIZE, "file_index": episode % CHUNKS_SIZE}
 
 

@@ -55,31 +55,10 @@ def decode(path: Path, count: int, hz: float, start_s: float, size: tuple[int, i
     size: (h, w) that is wanted; codec: the one that the data set names, if it does. EpisodeError names the file where
     it is missing, cannot be decoded, is of another size or codec, or has no frame at one of these times.
     """
-    if not path.is_file():
-        raise EpisodeError(f"the video {path} is missing")
-    frames, found = np.empty((count, *size, 3), np.uint8), np.zeros(count, bool)
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise EpisodeError(f"{path} has no video in it")
-            stream = container.streams.video[0]
-            named = stream.codec.canonical_name
-            if codec is not None and CANONICAL.get(codec, codec) != named:
-                raise EpisodeError(f"{path} is of the codec {named}, and not of {codec} as `video.codec` says")
-            if (stream.height, stream.width) != size:
-                shown = f"{stream.height} x {stream.width}"
-                raise EpisodeError(f"{path} shows {shown} pixels, and not {size[0]} x {size[1]} as `shape` says")
-            if start_s > 0 and stream.time_base is not None:
-                container.seek(int((start_s - TOLERANCE_S) / stream.time_base), stream=stream)
-            for frame in container.decode(stream):
-                if frame.time is None:
-                    continue
-                index = round((frame.time - start_s) * hz)
-                if index >= count:
-                    break
-                if index >= 0 and abs(frame.time - start_s - index / hz) <= TOLERANCE_S:
-                    frames[index], found[index] = frame.to_ndarray(format="rgb24"), True
-    except (av.error.FFmpegError, OSError, ValueError) as error:
+    frames, found, named, error = _decode(path, count, hz, start_s, size)
+    if codec is not None and CANONICAL.get(codec, codec) != named:
+        raise EpisodeError(f"{path} is of the codec {named}, and not of {codec} as `video.codec` says")
+    if error is not None:
         raise EpisodeError(f"{path} cannot be decoded ({str(error).splitlines()[0]})") from error
     if not found.all():
         first = int(np.argmin(found))
@@ -90,23 +69,42 @@ def decode(path: Path, count: int, hz: float, start_s: float, size: tuple[int, i
     return frames
 
 
-def measure(path: Path) -> tuple[int, tuple[int, int], str]:
-    """How many frames a video really has, its size (h, w) and codec; up to where it can be decoded.
+def decode_beginning(
+    path: Path, count: int, hz: float, start_s: float, size: tuple[int, int]
+) -> tuple[np.ndarray, str]:
+    """The frames up to the first of `count` that is missing or damaged, and the codec. EpisodeError where the file is
+    missing, no video, or of another size."""
+    frames, found, named, _ = _decode(path, count, hz, start_s, size)
+    return frames[: count if found.all() else int(np.argmin(found))], named
 
-    EpisodeError where it cannot be opened or has no video in it.
-    """
-    count = 0
+
+def _decode(
+    path: Path, count: int, hz: float, start_s: float, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, str, Exception | None]:
+    """Frames, which of them were found, the codec, and what ended the decoding before its end."""
+    if not path.is_file():
+        raise EpisodeError(f"the video {path} is missing")
+    frames, found, ended = np.empty((count, *size, 3), np.uint8), np.zeros(count, bool), None
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise EpisodeError(f"{path} has no video in it")
             stream = container.streams.video[0]
-            size, codec = (stream.height, stream.width), stream.codec.canonical_name
+            if (stream.height, stream.width) != size:
+                shown = f"{stream.height} x {stream.width}"
+                raise EpisodeError(f"{path} shows {shown} pixels, and not {size[0]} x {size[1]} as `shape` says")
+            named = stream.codec.canonical_name
             try:
-                for _ in container.decode(stream):
-                    count += 1
-            except av.error.FFmpegError:
-                pass  # a damaged end: what came before it counts
-    except (av.error.FFmpegError, OSError) as error:
+                if start_s > 0 and stream.time_base is not None:
+                    container.seek(int((start_s - TOLERANCE_S) / stream.time_base), stream=stream)
+                for frame in container.decode(stream):
+                    index = count if frame.time is None else round((frame.time - start_s) * hz)
+                    if index >= count:
+                        break
+                    if index >= 0 and abs(frame.time - start_s - index / hz) <= TOLERANCE_S:
+                        frames[index], found[index] = frame.to_ndarray(format="rgb24"), True
+            except (av.error.FFmpegError, ValueError) as error:
+                ended = error
+    except (av.error.FFmpegError, OSError, ValueError) as error:
         raise EpisodeError(f"{path} cannot be opened as a video ({str(error).splitlines()[0]})") from error
-    return count, size, codec
+    return frames, found, named, ended
