@@ -169,16 +169,16 @@ class _Repair:
         if count < max(entry.length, len(table)):
             self.report.mended.append(f"{where} is cut to its first {count} of {max(entry.length, len(table))} rows")
         index = numbers(table, "task_index", (), np.int64, entry.data)[:count].tolist()
-        for unknown in set(index) - set(self.tasks):
-            if len(set(index)) == len(entry.tasks) == 1:  # of several nobody says which is which
-                self.tasks[unknown] = entry.tasks[0]
-                continue
-            self.tasks[unknown] = ""
-            self.report.mended.append(f"{where}: the text of its task {unknown} is lost; it is empty now")
+        texts = dict(self.tasks)
+        for unknown in set(index) - set(texts):
+            alone = len(set(index)) == len(entry.tasks) == 1  # of several nobody says which is which
+            texts[unknown] = entry.tasks[0] if alone else ""
+            if not alone:
+                self.report.mended.append(f"{where}: the text of its task {unknown} is lost; it is empty now")
         stats = {key: statistics.of_numbers(values[:count]) for key, values in columns.items()}
         stats |= {key: statistics.of_pictures(shown[:count]) for key, shown in frames.items()}
         kept = [key for key, feature in features.items() if feature.dtype != "video" and key in table.column_names]
-        return Whole(table.slice(0, count).select(kept), [self.tasks[i] for i in index], stats)
+        return Whole(table.slice(0, count).select(kept), [texts[i] for i in index], stats)
 
     def _beginning(self, entry: Entry, key: str, feature: Feature, table: pa.Table, count: int) -> np.ndarray:
         """The frames of a camera up to the first that is not there."""
