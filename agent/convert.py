@@ -9,7 +9,7 @@ What lies under `data` is told by looking. Run the same command again to go on w
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from agent.collection.simulation import Simulations
 from agent.launch.command import RunError, clear_errors, start
 from envs.data.formats.extras import require_package
 from envs.data.formats.folder import Episodes, Format, format_of, open_episodes
@@ -59,9 +60,11 @@ class Writer(Protocol):
 def convert(config: ConvertConfig) -> tuple[int, list[str]]:
     """Write what is missing in `out`; how many episodes are there now, and, with `skip`, what could not be read."""
     source = open_episodes(config.data)
-    writer = _writer(config)
     unread = []
-    with writer.claimed() if hasattr(writer, "claimed") else nullcontext():
+    with ExitStack() as opened:
+        writer = _writer(config, opened)
+        if config.to != "native":
+            opened.enter_context(writer.claimed())
         there = set(writer.names())
         for name in tqdm(source.names(), desc=f"to {config.to}", unit="episode"):
             if name in there:
@@ -86,8 +89,9 @@ def changed(episode: Episode, config: ConvertConfig) -> Episode:
     return replace(episode, expert=episode.action.copy()) if config.demonstrations else episode
 
 
-def _writer(config: ConvertConfig) -> Writer:
-    """What writes to `out`. EpisodeError where a package is missing, ValueError where another format is there."""
+def _writer(config: ConvertConfig, opened: ExitStack) -> Writer:
+    """What writes to `out`. opened: closes what it needs. EpisodeError where a package is missing, ValueError where
+    another format is there."""
     out = Path(config.out)
     if out.is_dir() and any(out.iterdir()):
         found = format_of(out)
@@ -103,7 +107,7 @@ def _writer(config: ConvertConfig) -> Writer:
             require_package("h5py", "to=robomimic")
             from envs.data.formats.robomimic_writer import RobomimicWriter
 
-            return RobomimicWriter(out)
+            return RobomimicWriter(out, opened.enter_context(Simulations()) if config.states else lambda episode: None)
         case _:
             store = EpisodeStore(out)
             store.clean()

@@ -30,11 +30,12 @@ def read_config(**settings) -> ConvertConfig:
     return from_settings(ConvertConfig, {name: str(v) if isinstance(v, Path) else v for name, v in settings.items()})
 
 
-def test_there_and_back_is_the_same_to_the_byte(native, tmp_path):
+@pytest.mark.parametrize("to, file", [("lerobot", "le"), ("robomimic", "data.hdf5")])
+def test_there_and_back_is_the_same_to_the_byte(native, tmp_path, to, file):
     """Catches whatever a format cannot hold: an episode's file is a function of all its fields."""
-    there = read_config(data=native.root, to="lerobot", out=tmp_path / "le", images="png")
+    there = read_config(data=native.root, to=to, out=tmp_path / file, images="png")
     assert convert(there) == (3, []) and "left 16 x 16, right 24 x 16; 6 state and 4 action" in summary(there, 3)
-    assert convert(read_config(data=tmp_path / "le", to="native", out=tmp_path / "back")) == (3, [])
+    assert convert(read_config(data=tmp_path / file, to="native", out=tmp_path / "back")) == (3, [])
     for name in native.names():
         assert EpisodeStore(tmp_path / "back").path(name).read_bytes() == native.path(name).read_bytes()
 
