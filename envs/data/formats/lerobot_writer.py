@@ -128,8 +128,9 @@ class LeRobotWriter:
         if self.images == "png":
             arrays |= {CAMERAS + camera: _as_png(frames) for camera, frames in pictures.items()}
         arrays |= {key: pa.array(values) for key, values in counted.items()}
+        table = pa.table({key: arrays[key] for key in features if key in arrays})  # LeRobot wants this very order
         path = layout.DATA_PATH.format(**place)
-        files[path] = _sum(write_table(self.root / path, pa.table(arrays)))
+        files[path] = _sum(write_table(self.root / path, table))
         write_table(self.root / layout.EPISODES_PATH.format(**place), self._row(episode, name, files, stats))
         self._written = Written(
             (*at.names, name), at.frames + rows, tasks, features,

@@ -172,6 +172,15 @@ def test_tasks_are_read_by_pandas_with_their_texts_as_index(tmp_path):
     assert schema.names == ["task_index", "task"] and schema.pandas_metadata["index_columns"] == ["task"]
 
 
+@pytest.mark.parametrize("images", ["video", "png"])
+def test_columns_stand_in_the_order_of_the_features(tmp_path, images):
+    """Catches rows that LeRobot refuses: it casts a table to its features without looking at names."""
+    write(tmp_path / "data", viewed(0, steps=3), images=images)
+    features = json.loads((tmp_path / "data/meta/info.json").read_text())["features"]
+    wanted = [key for key, feature in features.items() if feature["dtype"] != "video"]
+    assert pq.read_schema(tmp_path / "data/data/chunk-000/file-000.parquet").names == wanted
+
+
 def test_another_robot_or_other_columns_are_refused(tmp_path):
     """Catches a data set whose files have different columns, which LeRobot cannot read at all."""
     writer = write(tmp_path / "data", made_up(ARM, 0, steps=3))
