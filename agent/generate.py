@@ -36,6 +36,7 @@ from agent.launch.command import RunError, claimed, clear_errors, command_line, 
 from envs import preflight
 from envs.data.files import append_line, read_lines, write_json
 from envs.data.fingerprint import Folder, digest, fingerprint
+from envs.data.formats.folder import open_episodes
 from envs.data.settings import from_settings
 from envs.data.store import EpisodeStore
 from envs.data.tracking import check_mode, log_run
@@ -83,7 +84,7 @@ class GenerateConfig(RunConfig):
             "keep": {"success": self.keep.success, "value": str(self.keep.value), "uncertainty": self.keep.uncertainty},
             "frames": self.frames,
         }  # fmt: skip
-        folders = [Folder("starts", path, EpisodeStore(path).digests()) for path in self.starts]
+        folders = [Folder("starts", path, open_episodes(path).digests()) for path in self.starts]
         return {"inputs": digest(fingerprint({}, files, folders)), **settings}
 
 

@@ -29,6 +29,7 @@ from agent.generate import GenerateConfig, generate
 from agent.launch.command import clear_errors, command_line, start
 from envs import preflight
 from envs.data.files import write_json
+from envs.data.formats.folder import open_episodes
 from envs.data.store import EpisodeStore
 from envs.data.tracking import check_mode, log_run
 from envs.sim.splits import refuse_recording
@@ -80,7 +81,7 @@ def improve(config: ImproveConfig, command: str) -> dict[str, Any]:
     """Do what is missing of every round, write the report and return it. EpisodeError, before anything is tried, for
     folders of episodes that are not there."""
     for folder in (*config.train.data, *config.train.unlabelled):
-        EpisodeStore(folder).require()
+        open_episodes(folder)
     checkpoint = config.policy.checkpoint
     rows = [{"round": 0, "model": judged(config, 0, checkpoint, command)}]
     data, failures = list(config.train.data), []

@@ -24,9 +24,10 @@ from tqdm import tqdm
 
 from agent.launch.command import RunError, clear_errors, start
 from envs.data.files import to_json, write_json
+from envs.data.formats.folder import open_episodes
 from envs.data.settings import from_settings
 from envs.data.soundness import constants, faults_of, faults_of_all
-from envs.data.store import EpisodeError, EpisodeStore
+from envs.data.store import EpisodeError
 from envs.types import Episode, Spec
 from world_model.metrics import pictures
 
@@ -52,7 +53,7 @@ class InspectConfig:
 
 def inspect_episodes(config: InspectConfig) -> dict[str, Any]:
     """Read every episode, write everything into `out`; returns the report."""
-    store, faults, read = EpisodeStore(config.data).require(), [], []
+    store, faults, read = open_episodes(config.data), [], []
     for name in tqdm(store.names(), desc="reading", unit="episode"):
         try:
             episode = store.read(name, states=False)

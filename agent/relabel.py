@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from agent.build import EnvConfig, env_config, make_env, require_expert
 from agent.launch.command import clear_errors, start
+from envs.data.formats.folder import open_episodes
 from envs.data.store import EpisodeStore
 from envs.types import Episode, Scene
 from policies.base import SinglePolicy, ask_one
@@ -57,10 +58,10 @@ def relabelled(episode: Episode, expert: SinglePolicy, stages: tuple[str, ...]) 
 
 def relabel(config: RelabelConfig) -> int:
     """Write what is missing in `out`; returns the number of episodes that are there."""
-    source, store = EpisodeStore(config.data), EpisodeStore(config.out)
+    store = EpisodeStore(config.out)
     if Path(config.data).resolve() == Path(config.out).resolve():
         raise ValueError("`out` must be another folder than `data`: recorded labels are never overwritten")
-    source.require()
+    source = open_episodes(config.data)
     with closing(make_env(config.env)) as env:
         expert, stages = require_expert(config.env, env.robot_spec), env.unwrapped.subtask_names
     store.clean()

@@ -24,6 +24,7 @@ from agent.launch import processes
 from agent.launch.command import claimed, clear_errors, start, versions
 from envs import preflight
 from envs.adapter import Adapter
+from envs.data.formats.folder import Episodes, open_episodes
 from envs.data.settings import from_settings
 from envs.data.store import EpisodeError, EpisodeStore
 from envs.sim.cameras import check_views
@@ -71,7 +72,7 @@ class RerenderJob:
 
     def work(self, seeds: Iterator[int]) -> Iterator[int]:
         """Write the missing looks of each episode; how many those were."""
-        config, source, store = self.config, EpisodeStore(self.config.data), EpisodeStore(self.config.out)
+        config, source, store = self.config, open_episodes(self.config.data), EpisodeStore(self.config.out)
         envs: dict[str, Adapter] = {}
         with ExitStack() as opened:
             for index in seeds:
@@ -137,7 +138,7 @@ def env_of(episode: Episode, options: Mapping[str, Any]) -> EnvConfig:
 def rerender(config: RerenderConfig) -> int:
     """Write what is missing in `out`; return how many episodes are there."""
     check_views(config.views)
-    source, store = EpisodeStore(config.data).require(), EpisodeStore(config.out)
+    source, store = open_episodes(config.data), EpisodeStore(config.out)
     with claimed(store.root, "rerender.json", config.fingerprint(), used=lambda: bool(len(store))):
         store.clean()
         todo, total = _sort_out(config, source, store), len(source) * config.looks
@@ -149,7 +150,7 @@ def rerender(config: RerenderConfig) -> int:
 
 
 def _sort_out(
-    config: RerenderConfig, source: EpisodeStore, store: EpisodeStore
+    config: RerenderConfig, source: Episodes, store: EpisodeStore
 ) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """The episodes of which looks are missing or damaged, and those looks. ValueError, before anything is drawn, for
     an episode that cannot be drawn again."""

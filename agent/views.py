@@ -26,8 +26,8 @@ from tqdm import tqdm
 from agent.evaluation.provenance import checkpoint_identity, provenance
 from agent.launch.command import RunError, clear_errors, command_line, start
 from envs.data.files import write_json
+from envs.data.formats.folder import open_episodes
 from envs.data.settings import from_settings
-from envs.data.store import EpisodeStore
 from envs.types import Episode
 from world_model import checkpoint
 from world_model.checkpoint import Loaded
@@ -71,7 +71,7 @@ class ViewsConfig:
 
 def read(folder: str, held_out: int | None, kept: bool, most: int, what: str) -> Iterator[Episode]:
     """Up to `most` episodes of a folder, evenly spread: those that training keeps apart (`kept`), or the others."""
-    store = EpisodeStore(folder).require()
+    store = open_episodes(folder)
     names = store.split(held_out)[kept] if held_out else store.names()
     if not names:
         raise RunError(

@@ -23,10 +23,11 @@ from tqdm import tqdm
 from envs.data.augmentation import Augmentation
 from envs.data.files import write_json
 from envs.data.fingerprint import Folder, fingerprint
+from envs.data.formats.folder import open_episodes
 from envs.data.progress import load_progress, save_progress
 from envs.data.settings import from_settings
 from envs.data.split import refuse_imagined, refuse_training
-from envs.data.store import EpisodeError, EpisodeStore
+from envs.data.store import EpisodeError
 from envs.data.tracking import start_run
 from envs.types import Episode
 from policies.learned.networks import NETWORKS, NetworkConfig
@@ -79,7 +80,7 @@ def read(config: TrainConfig) -> tuple[list[Episode], list[Episode], list[Folder
     """Training and held-out episodes, and what the folders hold. EpisodeError or ValueError where they cannot serve."""
     train, held, folders = [], [], []
     for path in config.data:
-        store = EpisodeStore(path).require()
+        store = open_episodes(path)
         for side, names in zip((train, held), store.split(config.held_out), strict=True):
             for name in tqdm(names, desc=f"reading {path}", unit="episode", disable=not names):
                 episode = store.read(name, states=False)

@@ -22,7 +22,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from envs.data.store import EpisodeStore
+from envs.data.formats.folder import Episodes, open_episodes
 from envs.types import HELD_NOTHING, POSE, Observation, Scene, check_action, pose_key
 from world_model.checkpoint import Loaded, load
 from world_model.nn.device import choose_device
@@ -54,11 +54,11 @@ class EpisodeStarts:
     number `seed` modulo their count, in the order of their names. EpisodeError for a folder without any."""
 
     folders: tuple[str, ...]
-    episodes: tuple[tuple[EpisodeStore, str], ...] = field(init=False, compare=False)
+    episodes: tuple[tuple[Episodes, str], ...] = field(init=False, compare=False)
     by_seed: Mapping[int, int] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        stores = [EpisodeStore(folder).require() for folder in self.folders]
+        stores = [open_episodes(folder) for folder in self.folders]
         episodes = tuple((store, name) for store in stores for name in store.names())
         object.__setattr__(self, "episodes", episodes)
         seeds = enumerate(store.read(name, states=False).seed for store, name in episodes)

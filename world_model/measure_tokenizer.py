@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from envs.data.augmentation import Augmentation
 from envs.data.files import to_json, write_json
+from envs.data.formats.folder import Episodes, open_episodes
 from envs.data.settings import from_settings
-from envs.data.store import EpisodeError, EpisodeStore
+from envs.data.store import EpisodeError
 from envs.types import Episode
 from world_model.metrics import pictures, reconstruction
 from world_model.metrics.reconstruction import Reconstruction
@@ -56,7 +57,7 @@ class MeasureConfig:
 
 
 def measure(
-    episodes: Sequence[tuple[EpisodeStore, str]], tokenizer: ImageTokenizer, augment: Augmentation
+    episodes: Sequence[tuple[Episodes, str]], tokenizer: ImageTokenizer, augment: Augmentation
 ) -> dict[str, dict[str, float]]:
     """The figures of each task and split, {"env id": or "env id, split": {figure: value}}. augment: knows the cameras'
     poses where the episodes do not tell them."""
@@ -100,7 +101,7 @@ def run(config: MeasureConfig) -> dict:
     """Measure, write everything into `out`; returns the report."""
     torch.set_num_threads(config.threads)
     tokenizer = frame_tokenizer(config.tokenizer, choose_device(config.device))
-    stores = [EpisodeStore(folder).require() for folder in config.data]
+    stores = [open_episodes(folder) for folder in config.data]
     chosen = [(store, name) for store in stores for name in _spread(store.names(), config.episodes)]
     report = json.loads(to_json({
         "figures": measure(chosen, tokenizer, config.augment), "bounds": BOUNDS, "episodes": len(chosen),

@@ -26,9 +26,10 @@ from envs.data.augmentation import Augmentation, Change
 from envs.data.camera import project
 from envs.data.files import to_json, write_json
 from envs.data.fingerprint import fingerprint
+from envs.data.formats.folder import Episodes
 from envs.data.progress import load_progress, save_progress
 from envs.data.settings import from_settings
-from envs.data.store import EpisodeError, EpisodeStore
+from envs.data.store import EpisodeError
 from envs.types import POSE, CameraSpec, Episode, Spec
 from world_model.measure_tokenizer import BOUNDS, measure, picture, table
 from world_model.nn.device import choose_device, choose_precision
@@ -261,7 +262,7 @@ def train(
     tokenizer.eval()
 
 
-def held_out_names(found: list[Source]) -> list[tuple[EpisodeStore, str]]:
+def held_out_names(found: list[Source]) -> list[tuple[Episodes, str]]:
     """(store, name) of the held-out episodes."""
     return [(source.store, name) for source in found for name in source.held_out]
 

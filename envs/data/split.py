@@ -11,6 +11,7 @@ moved would move back when the folder grows: a training then goes on without hel
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 EVALUATION = ("unseen", "wild")  # and what follows after a dot: `unseen.texture`
 
@@ -39,3 +40,9 @@ def is_held_out(seed: int, every: int) -> bool:
         raise ValueError(f"one in `every` seeds is held out, so it must be at least 2, got {every}")
     digest = hashlib.sha256(str(int(seed)).encode()).digest()
     return int.from_bytes(digest[:8], "big") % every == 0
+
+
+def split_by_seed(seeds: Mapping[str, int], every: int) -> tuple[list[str], list[str]]:
+    """Names to train on, and names to measure on, of episodes whose seeds are given by name. See `is_held_out`."""
+    held = {name: is_held_out(seed, every) for name, seed in seeds.items()}
+    return [name for name in held if not held[name]], [name for name in held if held[name]]

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from envs.data.files import remove_leftovers, write_whole
-from envs.data.split import is_held_out
+from envs.data.split import split_by_seed
 from envs.types import Episode, Spec
 
 FORMAT = 3  # raised when the layout of a file changes; format 2 knew neither poses nor views nor simulator states
@@ -115,8 +115,7 @@ class EpisodeStore:
         A hash of the seed alone decides, so an episode stays on its side when others are added. Raise EpisodeError
         where a file is damaged.
         """
-        held = {name: is_held_out(self._seed(name), every) for name in self.names()}
-        return [name for name in held if not held[name]], [name for name in held if held[name]]
+        return split_by_seed({name: self._seed(name) for name in self.names()}, every)
 
     def digests(self) -> dict[str, str]:
         """Name -> sha256 of each episode, as its file says: what the folder holds, at the cost of a glance."""

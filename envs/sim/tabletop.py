@@ -283,6 +283,16 @@ class Tabletop(gym.Env):
         self.load_state(self.save_state().with_values(np.where(motion, 0.0, flat)))
         self._only_drawn = bool(motion.any())
 
+    def model_xml(self) -> str:
+        """The MuJoCo model of the episode that is under way."""
+        return self._world.sim.model.get_xml()
+
+    def motion_state(self, flat: np.ndarray) -> np.ndarray:
+        """Time, positions and velocities (1 + nq + nv,) of a state of this episode as `sim_state` gave it: what
+        robosuite takes for a state. Velocities that were not kept are 0."""
+        physics = self.save_state().with_values(np.nan_to_num(flat)).physics
+        return physics[: 1 + self._model.nq + self._model.nv]
+
     # what a task fills in
 
     def _build(self) -> ManipulationEnv:

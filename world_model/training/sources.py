@@ -9,8 +9,8 @@ from typing import Any
 from tqdm import tqdm
 
 from envs.data.fingerprint import Folder
+from envs.data.formats.folder import Episodes, open_episodes
 from envs.data.split import refuse_imagined, refuse_training
-from envs.data.store import EpisodeStore
 from envs.types import Episode
 
 
@@ -26,7 +26,7 @@ class Source:
     """A folder of episodes. role: the setting that names it. train, held_out: names of its episodes."""
 
     role: str
-    store: EpisodeStore
+    store: Episodes
     train: tuple[str, ...]
     held_out: tuple[str, ...] = ()
 
@@ -54,7 +54,7 @@ def open_sources(folders: Mapping[str, Sequence[str]], held_out: int | None = No
     sources = []
     for role, paths in folders.items():
         for path in paths:
-            store = EpisodeStore(path).require()
+            store = open_episodes(path)
             train, held = store.split(held_out) if held_out else (store.names(), [])
             sources.append(Source(role, store, tuple(train), tuple(held)))
     return sources
