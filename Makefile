@@ -69,8 +69,8 @@ demo: $(INSTALLED) ## fold the cloth in MuJoCo with the checkpoint that ships; w
 explore: $(INSTALLED) ## drive MuJoCo and the dream side by side, on a page in the browser
 	$(BIN)/python -m agent.explore
 
-test: $(INSTALLED) ## run the tests
-	@$(BIN)/python -m pytest
+test: $(INSTALLED) ## run the tests, one process a core
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(INSTALLED) ## check the style
 	$(BIN)/ruff check .
