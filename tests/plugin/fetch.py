@@ -32,8 +32,9 @@ class PushExpert(ReachExpert):  # over to behind the block, down, along: by degr
         gap, here = (goal - block)[:2], (hand - block)[:2]
         way = gap / max(np.linalg.norm(gap), 1e-6)
         aside = here - here @ way * way
-        off = np.clip((0.75 + here @ way / max(np.linalg.norm(here), 1e-6)) / 0.35, 0, 1)  # 0: within a cone behind it
+        there, ahead = np.linalg.norm(gap) < 0.02, here @ way / max(np.linalg.norm(here), 1e-6)
+        off = there or np.clip((0.75 + ahead) / 0.35, 0, 1)  # 0: within a cone behind it
         low = np.clip((0.47 - hand[2]) / 0.03, 0, 1)
         push = (min(0.04, np.linalg.norm(gap) / 2) + max(0, -here @ way - 0.045)) * way - 1.5 * aside
-        over = (-0.07 * way - here) * (1 - low)  # low beside the block: up first
+        over = (-0.07 * way - here) * (1 - low) * (not there)  # low beside the block: up first
         return np.r_[hand[:2] + over + low * (1 - off) * push, 0.42 + 0.08 * off]
