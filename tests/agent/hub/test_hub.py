@@ -11,6 +11,7 @@ from gymnasium.vector import VectorEnv
 
 from policies.adapters.lerobot import LeRobotPolicy
 from policies.exploration import RandomPolicy
+from tests.reach import Ahead
 
 HUB = Path(__file__).parents[3] / "agent" / "hub"
 
@@ -68,15 +69,5 @@ def test_success_is_found(over_the_table):
     """Catches a success that is told a step late, when the environment has begun anew."""
     made = loaded("env.py").make_env(n_envs=2, cfg={"tasks": [over_the_table.id]})["nextstate"][0]
     with closing(made) as envs:
-
-        class Ahead:
-            execute = 1
-
-            def init(self, instruction, seed=0):
-                return None
-
-            def act(self, observation, state):
-                return np.array([[1, 0, 0, 0, 0, 0, -1]], np.float32), None
-
         found, steps = evaluated(envs, LeRobotPolicy(Ahead(), envs.get_attr("robot_spec")[0]), [3, 4])
         assert found.all() and steps < 8
