@@ -34,7 +34,7 @@ EVAL_EPISODES ?= 50
 DATA := $(RUN)/data/fold,$(RUN)/data/lift,$(RUN)/data/fold_play,$(RUN)/data/lift_play,$(RUN)/data/fold_branch,$(RUN)/data/lift_branch
 JUDGED := $(RUN)/judged/fold_disturbed,$(RUN)/judged/lift_disturbed,$(RUN)/judged/fold_own,$(RUN)/judged/lift_own,$(RUN)/judged/fold_lost,$(RUN)/judged/lift_lost
 AGAIN_DATA := $(RUN)/data/own,$(RUN)/data/unsure,$(RUN)/data/fold_lost,$(RUN)/data/lift_lost
-TRAIN := coefs=[4,4,4,0,0,2] model=$(MODEL) augment=tabletop threads=$(THREADS)
+TRAIN := coefs=[4,4,4,2,2,2] model=$(MODEL) augment=tabletop threads=$(THREADS)
 EVALUATE := policy=planner split=seen seed=1000 episodes=$(EVAL_EPISODES) checkpoint=$(RUN)/model/checkpoint
 
 # What `make few` and `make few-lift` make. They read frames with the tokenizer of the checkpoint that ships.
@@ -46,7 +46,7 @@ FEW_ATTEMPTS ?= 80
 FEW_FIRST_STEPS ?= 3000
 FEW_AGAIN_STEPS ?= 2500
 FEW_EVAL_EPISODES ?= 100
-FEW_TRAIN := held_out=20 coefs=[4,4,4,0,0,2] model=$(MODEL) augment=tabletop threads=$(THREADS)
+FEW_TRAIN := held_out=20 coefs=[4,4,4,2,2,2] model=$(MODEL) augment=tabletop threads=$(THREADS)
 FEW_FOLD := 'data=[$(FEW)/data/fold]' 'unlabelled=[$(FEW)/data/play,$(FEW)/data/branch]' $(FEW_TRAIN)
 FEW_LIFT := 'data=[$(FEW)/data/lift]' 'unlabelled=[$(FEW)/data/lift_play,$(FEW)/data/lift_branch]' $(FEW_TRAIN)
 FEW_AGAIN := muon_rate=0.012 learning_rate=1.2e-3 steps=$(FEW_AGAIN_STEPS)

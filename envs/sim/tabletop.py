@@ -37,8 +37,10 @@ CAMERAS = {"main": "main", "wrist": "robot0_eye_in_hand"}  # ours -> the simulat
 STATE_BOUND = np.array([2, 2, 2, np.pi, np.pi, np.pi, 0.2], np.float32)
 POSE_BOUND = np.array([10, 10, 10, 1, 1, 1, 1, np.pi], np.float32)  # the same of a camera's pose
 RENDER_SIZE = 256  # pixels
-# Metres and degrees from where it always starts, within which the hand starts where `start` is outside training.
-ELSEWHERE = ((0.05, 0.09), (5.0, 15.0))
+# Metres and degrees from where it otherwise starts, between which the hand starts, and radians that a joint moves for
+# it at most: in wide looks, and where `start` is outside training.
+NEAR = ((0.0, 0.05), (0.0, 5.0), 0.06)
+ELSEWHERE = ((0.05, 0.09), (5.0, 15.0), 0.15)
 
 
 class Tabletop(gym.Env):
@@ -131,7 +133,7 @@ class Tabletop(gym.Env):
         """Draw an episode and how it looks, compile its model and bring the simulation to its first state."""
         factors = outside(split)
         self._draw(rng, unseen="size" in factors)
-        (views_rng,) = look_rng.spawn(1)  # of its own: what is drawn for the views changes nothing else
+        (views_rng,), (start_rng,) = look_rng.spawn(1), rng.spawn(1)  # what is drawn with these changes nothing else
         self._draw_look(look_rng, unseen="hue" in factors)
         if split in EVALUATION_ONLY:
             from envs.sim.wild import WildLook  # here alone: nothing that trains may load it (tests/test_house.py)
@@ -161,7 +163,9 @@ class Tabletop(gym.Env):
         look.paint(self._model)
         self._renderer.load(self._model)
         if "start" in factors:
-            world.robots[0].init_qpos = self._start_elsewhere(rng)
+            world.robots[0].init_qpos = self._start_away(rng, *ELSEWHERE)
+        elif self.looks == "wide":
+            world.robots[0].init_qpos = self._start_away(start_rng, *NEAR)
         world._reset_internal()
         world.model_timestep = self.timestep
         self._connect(rng)
@@ -414,8 +418,10 @@ class Tabletop(gym.Env):
 
     # inside
 
-    def _start_elsewhere(self, rng: np.random.Generator) -> np.ndarray:
-        """Joints (7,) with which the hand starts ELSEWHERE."""
+    def _start_away(
+        self, rng: np.random.Generator, metres: tuple[float, float], degrees: tuple[float, float], joint: float
+    ) -> np.ndarray:
+        """Joints (7,) with which the hand starts so far from where it otherwise does, and turned so much."""
         model, data, robot = self._model, mujoco.MjData(self._model), self._world.robots[0]
         joints = [model.joint(name).qposadr[0] for name in robot.robot_model.joints]
         site = model.site(robot.gripper["right"].important_sites["grip_site"]).id
@@ -427,12 +433,11 @@ class Tabletop(gym.Env):
             return data.site_xpos[site].copy(), Rotation.from_matrix(data.site_xmat[site].reshape(3, 3))
 
         position, rotation = pose(usual)
-        (least, most), (least_turn, most_turn) = ELSEWHERE
         while True:
-            start = usual + rng.uniform(-0.15, 0.15, len(usual))
+            start = usual + rng.uniform(-joint, joint, len(usual))
             moved, turned = pose(start)
             turn = np.degrees((turned * rotation.inv()).magnitude())
-            if least < np.linalg.norm(moved - position) < most and least_turn < turn < most_turn:
+            if metres[0] < np.linalg.norm(moved - position) < metres[1] and degrees[0] < turn < degrees[1]:
                 return start
 
     @property

@@ -39,6 +39,7 @@ class Perturbed:
     spec: Spec
     noise: tuple[float, float] = (0.08, 0.35)  # range of the standard deviation, drawn once an episode
     weights: tuple[float, ...] = (1.0, 1.0, 0.6)  # of the noise in the first dimensions: less in height, for the table
+    takeover_weights: tuple[float, ...] = (1.0, 1.0, 1.0)  # of takeovers in the same dimensions
     correlation: float = 0.7
     takeover: float = 0.004  # chance a step of a random motion of 6 to 16 steps
     strength: float = 0.8  # of such a motion at most, in shares of half the range: large commands lead far
@@ -72,7 +73,8 @@ class Perturbed:
         slip, slip_left = state.slip, state.slip_left
         if left == 0 and rng.random() < often * self.takeover:
             takeover, left = action.copy(), int(rng.integers(6, 17))
-            takeover[:count] = middle[:count] + rng.uniform(-self.strength, self.strength, count) * half[:count]
+            reach = self.strength * np.array(self.takeover_weights[:count]) * half[:count]
+            takeover[:count] = middle[:count] + rng.uniform(-1, 1, count) * reach
         if slip_left == 0 and rng.random() < often * self.slip:
             slip, slip_left = 2 * middle[jaws] - clean[0, jaws], int(rng.integers(3, 13))
         if left:

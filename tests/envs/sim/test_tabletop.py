@@ -200,6 +200,12 @@ def test_the_arm_starts_elsewhere(monkeypatch):
                 assert np.linalg.norm(env._state()[:3] - usual[:3]) == pytest.approx(metres, abs=0.005)
             else:
                 assert metres < 1e-6 and turn < 1e-6
+    env.looks = "wide"
+    for seed in range(2):
+        env.reset(seed=seed)
+        metres, turn = (float(np.linalg.norm((env._state() - usual)[part])) for part in (slice(3), slice(3, 6)))
+        starts.append(env.save_state().physics)
+        assert 1e-3 < metres < 0.05 and 1e-3 < turn < 0.1, "training starts where `unseen` does, or never elsewhere"
     assert len({start.tobytes() for start in starts}) == len(starts)
 
 
