@@ -86,7 +86,7 @@ class WorldModel(nn.Module):
         spec = replace(spec, cameras=tuple(replace(c, posed=c.name in told) for c in spec.cameras))
         self.config, self.spec, self.vocab, self.actions = config, spec, vocab, actions
         self.layout = at = Layout(
-            spec, vocab, actions.num_coefs, actions.chunk, config.instruction, config.strides, poses
+            spec, vocab, actions.coefs, actions.chunk, config.instruction, config.strides, poses
         )  # fmt: skip
         _check_parts(spec, vocab, frames, actions)
         self.frame_tokenizer = frames.requires_grad_(False)

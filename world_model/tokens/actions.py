@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import accumulate
 
 import torch
 
@@ -178,7 +179,7 @@ class ActionTokenizer:
         if lost:
             raise ValueError(
                 f"`coefs` {tuple(coefs)} keeps nothing of {', '.join(lost)}, which moves in the data: "
-                "give it coefficients, or leave `coefs` out to have them fitted"
+                "give it coefficients, or leave `coefs` out in a training from nothing to have them fitted"
             )
         widest = cls.create(spec, coefs, length)
         scale: tuple[float, ...] = ()
@@ -189,6 +190,20 @@ class ActionTokenizer:
             scale = tuple(min(max(f, SMALLEST_SCALE), w) for f, w in zip(found.tolist(), widest.scale, strict=True))
         return cls(length, widest.low, widest.high, widest.grippers, widest.coefs, scale,
                    tuple(moving.median(0).values.tolist()))  # fmt: skip
+
+    def grown(self, other: ActionTokenizer) -> ActionTokenizer:
+        """This tokenizer with the coefficients that `other`, of the same robot and chunk, has beyond its own. Its own
+        keep their bins, so that ids keep their meaning, but for those of what did not move before."""
+        own, scale = self._by_dimension(), []
+        for old, new in zip(own, other._by_dimension(), strict=True):
+            kept = [n if o == SMALLEST_SCALE else o for o, n in zip(old, new, strict=False)]
+            scale += (*kept, *new[len(old) :])
+        return replace(other, scale=tuple(scale))
+
+    def _by_dimension(self) -> list[tuple[float, ...]]:
+        """The scales of each dimension that is no gripper."""
+        ends = list(accumulate(self.coefs))
+        return [self.scale[end - count : end] for end, count in zip(ends, self.coefs, strict=True)]
 
     def _needed(self, chunks: torch.Tensor, moves: list[bool]) -> tuple[int, ...]:
         """The fewest coefficients of each dimension that leave out at most LOST of its variance; ours are all."""

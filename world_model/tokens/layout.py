@@ -54,14 +54,14 @@ NEVER_IDS = 3
 class Layout:
     """Where everything stands. Lengths in ids; a slot is a position within a model step, counted from its start.
 
-    spec: of the robot, with a finite range for every state dimension. num_coefs: action ids without the grippers'.
-    instruction: ids kept for `BOS text EOT` and its padding. strides: control steps that a model step may cover, in
-    order; M is always the last of them. poses: of the cameras whose pose is told, in their order.
+    spec: of the robot, with a finite range for every state dimension. coefs: ids of each action dimension
+    that is no gripper. instruction: ids kept for `BOS text EOT` and its padding. strides: control steps that a model
+    step may cover, in order; M is always the last of them. poses: of the cameras whose pose is told, in their order.
     """
 
     spec: Spec
     vocab: Vocab
-    num_coefs: int
+    coefs: tuple[int, ...]
     chunk_steps: int = 8  # M
     instruction: int = 24
     strides: tuple[int, ...] = ()
@@ -78,6 +78,8 @@ class Layout:
                 f"the vocabulary has marks for {len(self.vocab.marks.cameras)} cameras, "
                 f"the robot has {len(self.spec.cameras)}"
             )
+        if len(self.coefs) != len(self.spec.action) - len(self.spec.grippers):
+            raise ValueError(f"`coefs` must say how many ids each dimension that is no gripper has, got {self.coefs}")
         if [camera.name for camera in self.spec.cameras if camera.posed] != [told.camera for told in self.poses]:
             raise ValueError("every camera whose pose is told needs the range of its poses, and no other camera")
         unknown = [part.name for part in self.spec.state if math.isinf(part.low) or math.isinf(part.high)]
@@ -135,6 +137,11 @@ class Layout:
     def pose_ids(self) -> int:
         """Q, numbers of all poses."""
         return POSE_IDS * len(self.poses)
+
+    @property
+    def num_coefs(self) -> int:
+        """Action ids without the grippers'."""
+        return sum(self.coefs)
 
     @property
     def num_grippers(self) -> int:
@@ -218,7 +225,8 @@ class Layout:
             image = (f"{camera} {i}" for i in range(slots.stop - slots.start))
             names += [f"{camera} begins", *told, *image, f"{camera} ends"]
         names += ["state begins", *(f"state {part.name}" for part in self.spec.state), "state ends", "chunk begins"]
-        names += [f"coefficient {i}" for i in range(self.num_coefs)]
+        others = [part.name for part in self.spec.action if not part.gripper]
+        names += [f"action {name} {i}" for name, count in zip(others, self.coefs, strict=True) for i in range(count)]
         names += [f"gripper {self.spec.action[i].name}" for i in self.spec.grippers]
         names += ["chunk ends", "value", "success", "held"]
         return (*names, *(f"keypoint {name}.{axis}" for name in self.spec.keypoints for axis in "xyz"))

@@ -89,10 +89,10 @@ class EpisodeDataset:
         layout."""
         layout.spec.require(episode.spec, "the model", f"the episode of seed {episode.seed}")
         steps, chunk = len(episode), layout.chunk_steps
-        if actions.num_coefs != layout.num_coefs or actions.chunk != chunk:
+        if actions.coefs != layout.coefs or actions.chunk != chunk:
             raise ValueError(
-                f"the layout has {layout.num_coefs} coefficients of {chunk} steps, "
-                f"the action tokenizer {actions.num_coefs} of {actions.chunk}"
+                f"the layout has {layout.coefs} coefficients of {chunk} steps, "
+                f"the action tokenizer {actions.coefs} of {actions.chunk}"
             )
         executed = chunks(episode.action, chunk, episode.spec)  # (T + 1, M, A)
         advice = chunks(episode.expert, chunk, episode.spec)

@@ -121,15 +121,21 @@ def new_model(
 
 def model_from(begin: Loaded, config: TrainConfig, episodes: list[Episode]) -> WorldModel:
     """The checkpoint's model, to go on with. What counts is this training's to say; lengths of model steps are added
-    where there were none, places for the poses that these episodes tell of cameras of which it knew none, and the
-    image tokenizer may be one that was trained on from its own."""
+    where there were none, places for the poses that these episodes tell of cameras of which it knew none, and
+    coefficients of actions; the image tokenizer may be one that was trained on from its own.
+
+    ValueError where an action dimension moves in these episodes and has no coefficients.
+    """
     old = begin.model
     told = {pose.camera: pose for pose in (*fit_poses(old.spec.cameras, episodes), *old.layout.poses)}
     poses = tuple(told[camera.name] for camera in old.spec.cameras if camera.name in told)
     strides = old.config.strides or config.strides or ()
     torch.manual_seed(config.seed)
     frames = frame_tokenizer(config.tokenizer, old.device) if config.tokenizer else None
-    return continued(old, replace(old.config, weights=config.model.weights, strides=strides), poses, frames)
+    coefs = old.actions.coefs if config.coefs == "auto" else tuple(config.coefs)
+    actions = ActionTokenizer.fit(sample_chunks(episodes, old.actions.chunk), old.spec, coefs, strides)
+    actions = old.actions if coefs == old.actions.coefs else old.actions.grown(actions)
+    return continued(old, replace(old.config, weights=config.model.weights, strides=strides), poses, frames, actions)
 
 
 def _taught_views(config: TrainConfig, begin: Loaded | None, model: WorldModel, episodes: list[Episode]) -> list[str]:
@@ -150,12 +156,14 @@ def _require_agreement(config: TrainConfig, begin: Loaded, spec: Spec, device: t
     begin.spec.require(spec, f"the checkpoint {config.start}", f"the episodes of {', '.join(config.data)}")
     asked = {
         "chunk": (config.chunk, begin.actions.chunk), "discount": (config.discount, begin.meta["discount"]),
-        "coefs": (None if config.coefs == "auto" else config.coefs, begin.actions.coefs),
-    }  # fmt: skip
+    }
     wrong = {name: pair for name, pair in asked.items() if pair[0] is not None and pair[0] != pair[1]}
     strides = begin.model.config.strides
     if strides and config.strides is not None and {*config.strides, begin.actions.chunk} != {*begin.model.strides}:
         wrong["strides"] = (list(config.strides), list(strides))
+    has = begin.actions.coefs
+    if config.coefs != "auto" and (len(config.coefs) != len(has) or any(map(int.__lt__, config.coefs, has))):
+        wrong["coefs"] = (config.coefs, f"{has}, of which none may be taken away")
     if config.text_size is not None and begin.text.size > config.text_size:
         wrong["text_size"] = (config.text_size, begin.text.size)
     if config.tokenizer and not _continues(config.tokenizer, begin.frames):

@@ -11,6 +11,7 @@ import torch
 
 from world_model.model import ModelConfig, WorldModel
 from world_model.nn.transformer import TransformerConfig
+from world_model.tokens.actions import ActionTokenizer
 from world_model.tokens.images import ImageTokenizer
 from world_model.tokens.poses import PoseRange
 from world_model.training.loss import LossWeights
@@ -65,13 +66,13 @@ def require_agreement(disagreements: Mapping[str, tuple[Any, Any]], start: str) 
 
 def continued(
     old: WorldModel, config: ModelConfig, poses: tuple[PoseRange, ...] | None = None,
-    frames: ImageTokenizer | None = None,
+    frames: ImageTokenizer | None = None, actions: ActionTokenizer | None = None,
 ) -> WorldModel:
-    """A model of this config, told these poses and with this image tokenizer (None: as `old`), with the weights of
-    `old`, to train on: what is added to the layout is new."""
+    """A model of this config, told these poses and with these tokenizers of images and actions (None: as `old`), with
+    the weights of `old`, to train on: what is added to the layout is new."""
     poses = old.layout.poses if poses is None else poses
-    frames = old.frame_tokenizer if frames is None else frames
-    new = WorldModel(config, old.spec, old.vocab, frames, old.actions, poses).to(old.device)
+    frames, actions = frames or old.frame_tokenizer, actions or old.actions
+    new = WorldModel(config, old.spec, old.vocab, frames, actions, poses).to(old.device)
     take_weights(new, old, own_frames=True)
     new.precision = old.precision
     return new.train(old.training)

@@ -53,7 +53,7 @@ class Recorder:
     actions = SimpleNamespace(coefs=(4, 4, 4))
     imagines_without_images = False
     strides = (M,)
-    layout = Layout(ROBOT, Vocab.native(256, 100, 1), 12, strides=(2,))
+    layout = Layout(ROBOT, Vocab.native(256, 100, 1), (4, 4, 4), strides=(2,))
 
     def __init__(self) -> None:
         self.calls: list[list] = []

@@ -100,7 +100,7 @@ def test_any_robot_has_a_layout():
     """Catches a length that counts on two cameras, one gripper, a state or keypoints."""
     cameras = (CameraSpec("a", 16, 24), CameraSpec("b", 8, 8), CameraSpec("c", 32, 8))
     action = tuple(ActionSpec(str(i), gripper=i in (0, 3)) for i in range(4))
-    bare = Layout(Spec(cameras, (), action, 10.0), Vocab.native(256, 100, 3), num_coefs=5, instruction=8)
+    bare = Layout(Spec(cameras, (), action, 10.0), Vocab.native(256, 100, 3), coefs=(2, 3), instruction=8)
     assert bare.image_ids == 6 + 1 + 4 and bare.image_slices["c"] == slice(7, 11)
     assert list(bare.cameras.values()) == [slice(1, 7), slice(9, 10), slice(12, 16)]
     assert bare.obs == 11 + 6 + 2 and bare.chunk == 5 + 2 + 2 and bare.beliefs == 3 and bare.next == 11 + 3
@@ -116,9 +116,9 @@ def test_a_state_without_a_range_and_another_vocabulary_are_refused(layout):
     """Catches ids of infinity, and a camera without marks."""
     state = (*layout.spec.state, StateSpec("torque"))
     with pytest.raises(ValueError, match="finite range.*not known of torque"):
-        Layout(replace(layout.spec, state=state), layout.vocab, 14)
+        Layout(replace(layout.spec, state=state), layout.vocab, layout.coefs)
     with pytest.raises(ValueError, match="marks for 1 cameras, the robot has 2"):
-        Layout(layout.spec, Vocab.native(256, 100, 1), 14)
+        Layout(layout.spec, Vocab.native(256, 100, 1), layout.coefs)
 
 
 def test_values_outside_the_range_take_the_outermost_ids(layout):
@@ -180,6 +180,6 @@ def test_only_cameras_that_tell_a_pose_have_its_range(told):
     """Catches a spec and ranges that do not agree: slots of one camera would hold another's pose."""
     at = told[0].layout
     with pytest.raises(ValueError, match="no other camera"):
-        Layout(at.spec, at.vocab, 6, poses=at.poses[:1])
+        Layout(at.spec, at.vocab, at.coefs, poses=at.poses[:1])
     with pytest.raises(ValueError, match="no other camera"):
-        Layout(at.spec, at.vocab, 6, poses=(at.poses[0], PoseRange("back", *[(0.0,) * 8] * 2, (0.0,) * 4)))
+        Layout(at.spec, at.vocab, at.coefs, poses=(at.poses[0], PoseRange("back", *[(0.0,) * 8] * 2, (0.0,) * 4)))

@@ -55,7 +55,8 @@ def test_what_is_asked_for_beside_a_start_must_be_what_it_has(config, begun, tmp
     small = replace(begun.model, transformer=start.SMALL, smoothing=2.0)
     for change, message in (
         ({"model": small}, "`model.smoothing` is 2.0, the checkpoint has 1.2; `model.transformer.width` is 192, .* 32"),
-        ({"coefs": (4, 4, 4, 0, 0, 2)}, "`coefs` is .4, 4, 4, 0, 0, 2."), ({"chunk": 4}, "`chunk` is 4, .* has 8"),
+        ({"coefs": (4, 4, 4, 0, 0, 2)}, "`coefs` is .4, 4, 4, 0, 0, 2., .* none may be taken away"),
+        ({"chunk": 4}, "`chunk` is 4, .* has 8"),
         ({"discount": 0.9}, "`discount` is 0.9"), ({"text_size": 257}, "`text_size` is 257"),
         ({"tokenizer": str(tmp_path / "tok2")}, "tok2, the checkpoint has another image tokenizer"),
     ):  # fmt: skip
@@ -96,6 +97,31 @@ def test_strides_may_be_added_to_a_start_that_has_none(begun, tmp_path):
     for other in ((), (2,)):
         with pytest.raises(ValueError, match=r"`strides` is .*, the checkpoint has \[2, 4\]"):
             train.prepare(replace(on, strides=other), cpu)
+
+
+def test_dimensions_that_did_not_move_may_be_added_to_a_start(config, tmp_path, make_episode):
+    """Catches a checkpoint that can never learn to turn a hand, and one that goes on with data in which it turns and
+    reads all these actions as standing still."""
+    for name, turning in (("still", 0.0), ("turning", 1.0)):
+        for seed in SEEDS:
+            episode = make_episode(seed, steps=56)
+            scale = np.where(np.arange(7) == 3, turning, 1.0).astype(np.float32)
+            moved = replace(episode, action=episode.action * scale, expert=episode.expert * scale)
+            EpisodeStore(tmp_path / name).write(moved, f"e{seed}")
+    still = replace(config, data=(str(tmp_path / "still"),), coefs=(4, 4, 4, 0, 2, 2), out=str(tmp_path / "before"))
+    train.run(still)
+    start_from = str(tmp_path / "before" / "checkpoint")
+    on = replace(still, data=(str(tmp_path / "turning"),), coefs="auto", start=start_from, out=str(tmp_path / "after"))
+    with pytest.raises(ValueError, match="keeps nothing of drx, which moves"):
+        train.prepare(on, torch.device("cpu"))
+    first, data = checkpoint.load(on.start), train.prepare(replace(on, coefs=(4, 4, 4, 2, 2, 3)), torch.device("cpu"))
+    actions = data.model.actions
+    assert actions.coefs == data.model.layout.coefs == (4, 4, 4, 2, 2, 3)
+    assert (*actions.scale[:12], *actions.scale[14:18]) == first.actions.scale
+    old, new = (dict(zip(m.layout.slot_names, m.step_embed.weight.unbind(), strict=False))
+                for m in (first.model, data.model))  # fmt: skip
+    assert {*new} - {*old} == {"action drx 0", "action drx 1", "action drz 2"}
+    assert all(torch.equal(new[name], row) for name, row in old.items())
 
 
 def test_a_start_is_of_the_same_robot(begun, tmp_path):

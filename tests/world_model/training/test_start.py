@@ -15,7 +15,7 @@ def test_every_slot_has_a_name_of_its_own(world):
     at, names = world.layout, world.layout.slot_names
     assert len(names) == len(set(names)) == at.num_slots
     assert names[at.cameras["wrist"].start] == "wrist 0" and names[at.state.start].startswith("state ")
-    assert names[at.obs] == "chunk begins" and names[at.action.start] == "coefficient 0"
+    assert names[at.obs] == "chunk begins" and names[at.action.start] == "action dx 0"
     assert names[at.action.stop] == names[at.step - 1] == "chunk ends" and names[at.step] == "value"
 
 
