@@ -30,6 +30,8 @@ DEFAULT_MAX_STEPS = 1000
 LARGE = 1e6  # a bound beyond this is a data type's, not a robot's
 SUCCESS_KEYS = ("success", "is_success")
 
+Part = tuple[str, slice]  # of an observation's entry
+
 
 @dataclass(frozen=True)
 class AdapterConfig:
@@ -40,8 +42,8 @@ class AdapterConfig:
         else that the environment terminates).
     stop: an episode ends when it succeeds. max_steps: control steps of an episode (the registered limit, or 1000).
     image_size: pixels a side that pictures are resized to (of `render` 64; others stay as they are).
-    state: keys of the observation that make up the state, in this order, parts of one as `key[0:3]` (all that are no
-        pictures).
+    state: keys of the observation that make up the state, in this order, parts of one as `key[0:3]`, the difference of
+        two as `goal-place[0:3]` (all that are no pictures).
     positions: parts of the state, `key[0:3]` each, that are positions in metres in the world frame (none). Errors are
         then told in centimetres, and training can move the scene.
     poses: camera -> which eight numbers of the observation, `key` or `key[0:8]`, are its pose, `envs.types.POSE`, NaN
@@ -102,7 +104,7 @@ class Adapter(gym.Wrapper):
         self._pose_parts = {camera: part_of(key, self._numbers, "env.poses") for camera, key in config.poses.items()}
         posed = {key for key, _ in self._pose_parts.values()}
         state = config.state or [key for key in self._numbers if key not in posed]
-        self._state_parts = [part_of(key, self._numbers) for key in state]
+        self._state_parts = [state_part(key, self._numbers) for key in state]
         self.robot_spec = self._spec()
         spec = self.robot_spec
         images = {c.name: gym.spaces.Box(0, 255, (c.height, c.width, 3), np.uint8) for c in spec.cameras}
@@ -210,8 +212,8 @@ class Adapter(gym.Wrapper):
         unknown = [name for name in self.config.poses if name not in cameras]
         if unknown:
             raise ValueError(f"env.poses names {', '.join(unknown)}, but the cameras are {', '.join(cameras)}")
-        for camera, (key, part) in self._pose_parts.items():
-            count = len(range(*part.indices(int(np.prod(self._numbers[key].shape)))))
+        for camera, part in self._pose_parts.items():
+            count = len(_places(part, self._numbers))
             if count != len(POSE):
                 raise ValueError(
                     f"env.poses.{camera} is {count} numbers: a pose is {len(POSE)}, {', '.join(POSE)} (key[0:8] takes "
@@ -221,14 +223,18 @@ class Adapter(gym.Wrapper):
     def _state(self) -> list[StateSpec]:
         named = {}  # key and index of what is a position -> its name
         for text in self.config.positions:
-            key, part = part_of(text, self._numbers)
-            places = range(*part.indices(int(np.prod(self._numbers[key].shape))))
+            part = part_of(text, self._numbers)
+            places = _places(part, self._numbers)
             if len(places) != 3:
                 raise ValueError(f"env.positions holds `{text}`: a position is three numbers, x, y and z, as key[0:3]")
-            named |= {(key, i): f"{text}.{axis}" for i, axis in zip(places, "xyz", strict=True)}
+            named |= {(part[0], i): f"{text}.{axis}" for i, axis in zip(places, "xyz", strict=True)}
         state = []
-        for key, part in self._state_parts:
-            for i, ends in list(enumerate(_ranges_of(self._numbers[key])))[part]:
+        for text, part, less in self._state_parts:
+            key, places = part[0], _places(part, self._numbers)
+            if less is not None:
+                state += [StateSpec(f"{text}.{i}") for i in range(len(places))]
+                continue
+            for i, ends in list(enumerate(_ranges_of(self._numbers[key])))[places.start : places.stop]:
                 plain = f"{key}.{i}" if self._numbers[key].shape else key
                 is_position = (key, i) in named
                 state.append(StateSpec(named.get((key, i), plain), *ends, unit="m" if is_position else ""))
@@ -265,8 +271,12 @@ class Adapter(gym.Wrapper):
             obs[camera.name] = resized(np.asarray(picture), camera.height, camera.width)
         for camera, (key, part) in self._pose_parts.items():
             obs[pose_key(camera)] = np.ravel(flat[key])[part].astype(np.float32)
-        parts = [np.ravel(flat[key])[part].astype(np.float32) for key, part in self._state_parts]
-        obs["state"] = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+        def take(where: Part) -> np.ndarray:
+            return np.ravel(flat[where[0]])[where[1]].astype(np.float64)
+
+        parts = [take(part) if less is None else take(part) - take(less) for _, part, less in self._state_parts]
+        obs["state"] = np.concatenate(parts).astype(np.float32) if parts else np.zeros(0, np.float32)
         return obs
 
 
@@ -286,7 +296,19 @@ def seed_of(split: str, seed: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0] & 0x7FFFFFFF)
 
 
-def part_of(key: str, numbers: Mapping[str, gym.Space], setting: str = "env.state") -> tuple[str, slice]:
+def state_part(text: str, numbers: Mapping[str, gym.Space]) -> tuple[str, Part, Part | None]:
+    """`key[0:3]` or `key-other[0:3]` -> the text, what is taken, and what is taken from it. ValueError where the
+    observation has no such numbers, or not as many of both."""
+    first, minus, second = (text, "", "") if text in numbers else text.partition("-")
+    part, less = part_of(first, numbers), part_of(second, numbers) if minus else None
+    if less is not None:
+        counts = [len(_places(each, numbers)) for each in (part, less)]
+        if counts[0] != counts[1]:
+            raise ValueError(f"env.state holds `{text}`, a difference of {counts[0]} and {counts[1]} numbers")
+    return text, part, less
+
+
+def part_of(key: str, numbers: Mapping[str, gym.Space], setting: str = "env.state") -> Part:
     """`key` or `key[0:3]` -> the key and its part. ValueError where the observation has no such numbers."""
     name, bracket, inside = key.partition("[")
     first, _, last = inside.removesuffix("]").partition(":")
@@ -296,6 +318,11 @@ def part_of(key: str, numbers: Mapping[str, gym.Space], setting: str = "env.stat
         if int(first) < int(last) <= np.prod(numbers[name].shape):
             return name, slice(int(first), int(last))
     raise ValueError(f"{setting} holds `{key}`, but the observation has {', '.join(numbers)}; parts are key[0:3]")
+
+
+def _places(part: Part, numbers: Mapping[str, gym.Space]) -> range:
+    """Indices of a part within its entry, laid flat."""
+    return range(*part[1].indices(int(np.prod(numbers[part[0]].shape))))
 
 
 def sort_out(space: gym.Space) -> tuple[dict[str, gym.spaces.Box], dict[str, gym.Space]]:

@@ -201,7 +201,8 @@ def train(config: TrainConfig, data: Data) -> Iterator[tuple[Progress, dict[str,
         # The step alone decides its data and its randomness, so that nothing else has to be kept to resume.
         rng = torch.Generator().manual_seed(config.seed * 1_000_003 + progress.step)
         first = int(torch.randint(config.first_steps + 1, (), generator=rng))
-        starts, change = batch_starts(config, len(data.train), progress.step), augment.draw(config.batch, rng)
+        starts = batch_starts(config, len(data.train), progress.step)
+        change = augment.draw(config.batch, rng, model.spec)
         images = bool(torch.rand((), generator=rng) >= model.config.weights.imageless)
         strides, choice = draw_strides(shares, model, config, rng), config.viewpoints.choose(config.batch, rng)
         batch = data.train.batch(starts, config.window, change, strides, choice)

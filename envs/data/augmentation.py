@@ -37,6 +37,9 @@ class Augmentation:
     poses: of the fixed cameras, by name; where an episode tells it, its own is taken. attached: names of the cameras
     that move with the hand.
     ground: metres, height of the plane on which the scene stands, for which the shift is exact.
+    noise: standard deviation of what is added to each number of the state that is no position, in shares of its range,
+    the same throughout a sample: numbers that no shift changes, such as the place of a thing relative to the hand, are
+    else known by heart.
     """
 
     share: float = 0.7
@@ -46,12 +49,15 @@ class Augmentation:
     poses: Mapping[str, CameraPose] = field(default_factory=dict)
     attached: tuple[str, ...] = ()
     ground: float = 0.0
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.share <= 1 and self.hue >= 0 and self.shift >= 0 and 0 <= self.gain[0] <= self.gain[1]):
+        least = min(self.hue, self.shift, self.noise)
+        if not (0 <= self.share <= 1 and least >= 0 and 0 <= self.gain[0] <= self.gain[1]):
             raise ValueError(
-                "an augmentation's `share` must be in [0, 1], `hue` and `shift` 0 or more, `gain` a range from low to "
-                f"high, got share={self.share}, hue={self.hue}, shift={self.shift}, gain={self.gain}"
+                "an augmentation's `share` must be in [0, 1], `hue`, `shift` and `noise` 0 or more, `gain` a range from "
+                f"low to high, got share={self.share}, hue={self.hue}, shift={self.shift}, noise={self.noise}, "
+                f"gain={self.gain}"
             )
 
     def cannot_shift(self, spec: Spec) -> str:
@@ -65,8 +71,9 @@ class Augmentation:
         """What of this can be done for a robot: without the shift where its scene cannot be moved."""
         return replace(self, shift=0.0) if self.cannot_shift(spec) else self
 
-    def draw(self, count: int, rng: torch.Generator) -> Change:
-        """One change for each of `count` samples. rng: a CPU generator."""
+    def draw(self, count: int, rng: torch.Generator, spec: Spec | None = None) -> Change:
+        """One change for each of `count` samples. rng: a CPU generator. spec: of the robot, with finite ranges, where
+        states change too."""
         recoloured, moved = torch.rand(2, count, generator=rng) < self.share
         angle = torch.randn(count, generator=rng) * self.hue * recoloured
         low, high = self.gain
@@ -76,7 +83,14 @@ class Augmentation:
         cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None]
         colours = gain[:, :, None] * (cosine * torch.eye(3) + (1 - cosine) / 3 + sine * across)
         shift = (2 * torch.rand(count, 2, generator=rng) - 1) * self.shift * moved[:, None]
-        return Change(colours, shift, self.poses if self.shift else {}, self.ground)
+        noise = self._noise(count, rng, spec) if self.noise and spec else None
+        return Change(colours, shift, self.poses if self.shift else {}, self.ground, noise)
+
+    def _noise(self, count: int, rng: torch.Generator, spec: Spec) -> Tensor:
+        """(count, P), in the state's units."""
+        spread = self.noise * torch.from_numpy(spec.state_high - spec.state_low)
+        spread[[i for position in spec.positions for i in position]] = 0.0
+        return torch.randn(count, len(spread), generator=rng) * spread
 
 
 @dataclass(frozen=True)
@@ -84,13 +98,15 @@ class Change:
     """What is done to each of n samples, to all images of a sample alike.
 
     colours: (n, 3, 3) f32 matrices. shift: (n, 2) f32 metres along x and y. poses: of the cameras whose images have to
-    be moved for that. ground: height of the plane on which the scene stands, metres.
+    be moved for that. ground: height of the plane on which the scene stands, metres. noise: (n, P) f32, added to the
+    states, or None.
     """
 
     colours: Tensor
     shift: Tensor
     poses: Mapping[str, CameraPose]
     ground: float
+    noise: Tensor | None = None
 
     def images(self, camera: str, images: Tensor, told: np.ndarray | None = None) -> Tensor:
         """Images of one camera (n, ..., h, w, 3) u8 -> the same shape. told: the poses (n, ..., 8) that it had then,
@@ -112,7 +128,10 @@ class Change:
 
     def state(self, state: Tensor, positions: tuple[tuple[int, int, int], ...]) -> Tensor:
         """States (n, ..., P) -> the same shape. positions: the dimensions that are positions, `Spec.positions`."""
-        return self._moved(state, positions)
+        moved = self._moved(state, positions)
+        if self.noise is None:
+            return moved
+        return moved + self.noise.to(moved).view(len(moved), *[1] * (moved.ndim - 2), -1)
 
     def _moved(self, values: Tensor, positions: tuple[tuple[int, int, int], ...]) -> Tensor:
         moved = values.clone()

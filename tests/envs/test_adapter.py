@@ -47,6 +47,20 @@ def test_parts_of_an_observation():
         adapted(state=("mark[1:9]",))
 
 
+def test_differences_of_an_observation():
+    """Catches a goal relative to a thing that a user can only have by editing the environment, and one taken the wrong
+    way round."""
+    env = adapted(state=("mark-point", "mark[0:1]-point[1:2]"))
+    assert [part.name for part in env.robot_spec.state] == ["mark-point.0", "mark-point.1", "mark[0:1]-point[1:2].0"]
+    obs, _ = env.reset(seed=0)
+    point, mark = env.unwrapped.point, env.unwrapped.mark
+    np.testing.assert_allclose(obs["state"], [*(mark - point), mark[0] - point[1]], atol=1e-6)
+    with pytest.raises(ValueError, match="`mark-point\\[0:1\\]`, a difference of 2 and 1 numbers"):
+        adapted(state=("mark-point[0:1]",))
+    with pytest.raises(ValueError, match="`place`, but the observation has point, mark"):
+        adapted(state=("mark-place",))
+
+
 def test_positions_are_named():
     """Catches a hand whose error nobody can tell in centimetres, and a position that is no part of the state."""
 

@@ -89,6 +89,19 @@ def test_what_is_not_drawn_stays_as_it_was():
     assert torch.equal(change.points(points), points)
 
 
+def test_noise_is_one_number_a_sample():
+    """Catches noise that a model averages away over a window, that moves the hand away from its picture, or that is
+    metres where the range is a centimetre."""
+    narrow = replace(SPEC.state[3], low=-0.01, high=0.01)
+    spec = replace(SPEC, state=(*SPEC.state[:3], narrow, *SPEC.state[4:]))
+    change = Augmentation(noise=0.1).draw(500, torch.Generator().manual_seed(0), spec)
+    states = torch.zeros(500, 4, len(spec.state))
+    noisy = change.state(states, spec.positions)
+    assert torch.equal(noisy, noisy[:, :1].expand_as(noisy)) and not noisy[..., :3].any()
+    torch.testing.assert_close(noisy[:, 0, 3].std(), torch.tensor(0.002), rtol=0.15, atol=0)
+    assert Augmentation().draw(2, torch.Generator(), spec).noise is None
+
+
 def test_unknown_points_stay_unknown():
     """Catches a NaN keypoint that becomes a number, or that spreads."""
     points = torch.tensor([[[float("nan")] * 3, [0.1, 0.2, 0.8]]])
@@ -119,7 +132,7 @@ def test_presets_are_sound(name):
         assert not found.shift and not found.poses
 
 
-@pytest.mark.parametrize("wrong", [{"share": 1.5}, {"gain": (1.1, 0.7)}, {"shift": -0.1}, {"hue": -1.0}])
+@pytest.mark.parametrize("wrong", [{"share": 1.5}, {"gain": (1.1, 0.7)}, {"shift": -0.1}, {"hue": -1.0}, {"noise": -0.1}])
 def test_what_makes_no_sense_is_refused(wrong):
     """Catches a setting that silently does something else, such as a negative share that changes nothing."""
     with pytest.raises(ValueError, match="augmentation"):
