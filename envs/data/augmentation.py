@@ -55,8 +55,8 @@ class Augmentation:
         least = min(self.hue, self.shift, self.noise)
         if not (0 <= self.share <= 1 and least >= 0 and 0 <= self.gain[0] <= self.gain[1]):
             raise ValueError(
-                "an augmentation's `share` must be in [0, 1], `hue`, `shift` and `noise` 0 or more, `gain` a range from "
-                f"low to high, got share={self.share}, hue={self.hue}, shift={self.shift}, noise={self.noise}, "
+                "an augmentation's `share` must be in [0, 1], `hue`, `shift` and `noise` 0 or more, `gain` a range "
+                f"from low to high, got share={self.share}, hue={self.hue}, shift={self.shift}, noise={self.noise}, "
                 f"gain={self.gain}"
             )
 
