@@ -8,6 +8,7 @@ from envs.sim.table import SPEC
 from envs.types import Scene
 
 MAX_STEPS = 12
+REACH, OVER_THE_TABLE = "nextstate-test/Reach-v0", "nextstate-test/OverTheTable-v0"
 
 
 class Reach(gym.Env):
@@ -88,3 +89,7 @@ class OverTheTable(Reach):
     def _now(self):
         obs, info = super()._now()
         return {**obs, "state": (obs["state"] * 0.1 + (SPEC.state_low + SPEC.state_high) / 2).astype(np.float32)}, info
+
+
+for _name, _env in ((REACH, Reach), (OVER_THE_TABLE, OverTheTable)):
+    gym.register(_name, _env, max_episode_steps=MAX_STEPS)

@@ -1,12 +1,11 @@
 """What the commands need to be tested: an environment without a simulator, its expert, and an untrained checkpoint."""
 
-import gymnasium as gym
 import pytest
 import torch
 
 from agent.build import EnvConfig
 from envs.sim.table import SPEC
-from tests.reach import MAX_STEPS, OverTheTable, Reach
+from tests.reach import OVER_THE_TABLE, REACH
 from world_model import checkpoint
 from world_model.model import ModelConfig, WorldModel
 from world_model.nn.transformer import TransformerConfig
@@ -15,24 +14,17 @@ from world_model.tokens.images import ImageConfig, ImageTokenizer
 from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
 
-ENV_ID = "nextstate-test/Reach-v0"
-
 
 @pytest.fixture
 def reach() -> EnvConfig:
     """The settings of this environment and its expert."""
-    if ENV_ID not in gym.registry:
-        gym.register(ENV_ID, Reach, max_episode_steps=MAX_STEPS)
-    return EnvConfig(name="reach", id=ENV_ID, split="train", expert="tests.reach:Ahead")
+    return EnvConfig(name="reach", id=REACH, split="train", expert="tests.reach:Ahead")
 
 
 @pytest.fixture
 def over_the_table() -> EnvConfig:
     """The same, but where an untrained checkpoint can begin."""
-    name = "nextstate-test/OverTheTable-v0"
-    if name not in gym.registry:
-        gym.register(name, OverTheTable, max_episode_steps=MAX_STEPS)
-    return EnvConfig(id=name, split="seen")
+    return EnvConfig(id=OVER_THE_TABLE, split="seen")
 
 
 @pytest.fixture(scope="session")
