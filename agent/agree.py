@@ -27,7 +27,7 @@ from agent.evaluation.agreement import Outcomes, with_intervals
 from agent.evaluation.provenance import provenance
 from agent.evaluation.statistics import wilson
 from agent.launch.command import clear_errors, command_line, start
-from agent.launch.processes import available_cores
+from agent.launch.processes import Launcher, default_workers
 from envs import preflight
 from envs.data.files import write_json
 from envs.data.settings import from_settings
@@ -59,6 +59,7 @@ class AgreeConfig:
     out: str
     workers: int
     robots: int
+    launcher: Launcher = "local"
 
     def __post_init__(self) -> None:
         if len(self.policies) < 2:
@@ -76,7 +77,7 @@ class AgreeConfig:
             if settings is not None
         }
         kept = {name: value for name, value in raw.items() if name not in ("split", "policies", "wandb")}
-        workers = available_cores() if raw["workers"] is None else raw["workers"]
+        workers = default_workers(raw.get("launcher", "local")) if raw["workers"] is None else raw["workers"]
         return from_settings(cls, {**kept, "policies": policies, "env": env_config(raw), "workers": workers})
 
     def run(self, label: str, imagined: bool) -> EvaluateConfig:
@@ -94,7 +95,7 @@ class AgreeConfig:
         policy = policy if policy.learned else replace(policy, checkpoint="")
         return EvaluateConfig(
             env=env, policy=policy, seed=self.seed, episodes=self.episodes, out=str(Path(self.out) / where / label),
-            workers=self.workers, robots=self.robots if imagined else 1, keep=True,
+            workers=self.workers, robots=self.robots if imagined else 1, keep=True, launcher=self.launcher,
         )  # fmt: skip
 
 

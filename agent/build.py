@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
-from agent.launch.processes import available_cores
+from agent.launch.processes import Launcher, default_workers
 from envs.adapter import Adapter, AdapterConfig, vector
 from envs.data.settings import from_settings
 from envs.types import Spec
@@ -121,7 +121,8 @@ class PolicyConfig:
 class RunConfig:
     """A policy on the seeds seed, seed + 1, ...
 
-    out: folder of results. workers: processes, 0 for this one. robots: driven at a time by each of them.
+    out: folder of results. workers: processes, 0 for this one. robots: driven at a time by each of them. launcher:
+    where the processes are; results do not depend on it.
     """
 
     env: EnvConfig
@@ -131,6 +132,7 @@ class RunConfig:
     out: str
     workers: int
     robots: int = 1
+    launcher: Launcher = "local"
 
     def __post_init__(self) -> None:
         if self.episodes < 1 or self.robots < 1:
@@ -156,7 +158,7 @@ class RunConfig:
             **{name: value for name, value in raw.items() if name in known},
             "env": env_config(raw),
             "policy": policy if policy.learned else replace(policy, checkpoint=""),
-            "workers": available_cores() if raw["workers"] is None else raw["workers"],
+            "workers": default_workers(raw.get("launcher", "local")) if raw["workers"] is None else raw["workers"],
         })  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from agent.launch import processes
 from agent.launch.command import claimed, clear_errors, start, versions
 from envs import preflight
 from envs.data.settings import from_settings
-from envs.data.store import EpisodeError, EpisodeStore
+from envs.data.store import EpisodeError, EpisodeStore, to_bytes
 from envs.data.tracking import check_mode, log_run
 from envs.sim.splits import refuse_recording
 from envs.types import Episode
@@ -93,19 +93,20 @@ class Recorded:
 
 @dataclass(frozen=True)
 class CollectJob:
-    """A worker's part: run, record, write. robots: driven at a time."""
+    """A worker's part: run and record. robots: driven at a time."""
 
     config: CollectConfig
     robots: int
 
-    def work(self, seeds: Iterator[int]) -> Iterator[Recorded]:
-        """Write the episodes of each seed."""
-        config, store = self.config, EpisodeStore(self.config.out)
+    def work(self, seeds: Iterator[int]) -> Iterator[tuple[Recorded, dict[str, bytes]]]:
+        """What each seed made, and its episodes as files by name."""
+        config, made_with = self.config, versions(*RECORDED_VERSIONS)
         with closing(make_envs(config.env, 1 if config.branching else self.robots)) as envs:
             for seed, episodes in self._branches(envs, seeds) if config.branching else self._episodes(envs, seeds):
-                for name, episode in zip(config.names(seed), episodes, strict=True):
-                    store.write(episode.with_versions(**versions(*RECORDED_VERSIONS)), name)
-                yield Recorded.of(seed, episodes)
+                yield Recorded.of(seed, episodes), {
+                    name: to_bytes(episode.with_versions(**made_with))
+                    for name, episode in zip(config.names(seed), episodes, strict=True)
+                }
 
     def _episodes(self, envs: VectorEnv, seeds: Iterator[int]) -> Iterator[tuple[int, list[Episode]]]:
         env, spec = self.config.env, envs.get_attr("robot_spec")[0]
@@ -131,7 +132,8 @@ def collect(config: CollectConfig) -> list[Recorded]:
         done, todo = _sort_out(config, store)
         with tqdm(total=config.episodes, initial=len(done), unit=unit, desc=name) as bar:
             job = CollectJob(config, config.robots_for(len(todo)))
-            for recorded in processes.run(job, todo, config.workers):
+            for recorded, files in processes.run(job, todo, config.workers, config.launcher):
+                store.write_files(files)
                 done.append(recorded)
                 bar.update()
                 bar.set_postfix_str(f"success {success_rate(done):.0%}")

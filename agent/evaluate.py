@@ -28,7 +28,7 @@ from agent.launch import processes
 from agent.launch.command import RunError, claimed, clear_errors, command_line, start
 from envs import preflight
 from envs.data.files import append_line, read_lines, write_json
-from envs.data.store import EpisodeStore
+from envs.data.store import EpisodeStore, to_bytes
 from envs.data.tracking import check_mode, log_run
 from policies.rollout import Rollout, rollout
 
@@ -95,15 +95,13 @@ class EvaluateJob:
     config: EvaluateConfig
     robots: int = 1
 
-    def work(self, seeds: Iterator[int]) -> Iterator[Outcome]:
-        """One outcome a seed."""
+    def work(self, seeds: Iterator[int]) -> Iterator[tuple[Outcome, dict[str, bytes]]]:
+        """The outcome of each seed, and its episode as a file by name where episodes are kept."""
         config = self.config
         with closing(make_envs(config.env, self.robots)) as envs:
             policy = make_policy(config.policy, config.env, envs)
             for run in rollout(envs, policy, seeds):
-                if config.keep:
-                    config.kept.write(run.episode, config.name(run.episode.seed))
-                yield Outcome.of(run)
+                yield Outcome.of(run), {config.name(run.episode.seed): to_bytes(run.episode)} if config.keep else {}
 
 
 def evaluate(config: EvaluateConfig, command: str) -> dict[str, Any]:
@@ -124,7 +122,8 @@ def evaluate(config: EvaluateConfig, command: str) -> dict[str, Any]:
         todo = [seed for seed in config.seeds if seed not in known]
         job = EvaluateJob(config, config.robots_for(len(todo)))
         with tqdm(total=config.episodes, initial=len(done), unit="episode", desc=label) as bar:
-            for outcome in processes.run(job, todo, config.workers):
+            for outcome, files in processes.run(job, todo, config.workers, config.launcher):
+                config.kept.write_files(files)
                 append_line(log, json.dumps(asdict(outcome), allow_nan=False))
                 done.append(outcome)
                 bar.update()

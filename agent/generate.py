@@ -38,7 +38,7 @@ from envs.data.files import append_line, read_lines, write_json
 from envs.data.fingerprint import Folder, digest, fingerprint
 from envs.data.formats.folder import open_episodes
 from envs.data.settings import from_settings
-from envs.data.store import EpisodeStore
+from envs.data.store import EpisodeStore, to_bytes
 from envs.data.tracking import check_mode, log_run
 from envs.sim.splits import refuse_recording
 from world_model.imagined_env import EpisodeStarts, Starts
@@ -112,9 +112,9 @@ class GenerateJob:
     config: GenerateConfig
     robots: int
 
-    def work(self, seeds: Iterator[int]) -> Iterator[Generated]:
-        """Imagine, verify and write."""
-        config, store = self.config, EpisodeStore(self.config.out)
+    def work(self, seeds: Iterator[int]) -> Iterator[tuple[Generated, dict[str, bytes]]]:
+        """Imagine and verify: what became of each dream, and its episode as a file by name where it is kept."""
+        config = self.config
         with ExitStack() as opened:
             starts = _starts(config)
             imagined = opened.enter_context(closing(_imagined_envs(config, starts, self.robots)))
@@ -128,9 +128,8 @@ class GenerateJob:
                     holds, spent = bool(simulated.success[-1]) == dream.success, process_time() - began
                     kept = holds
                     episode = simulated if config.frames == "simulated" else episode
-                if kept:
-                    store.write(episode, config.name(dream.number))
-                yield _generated(dream, kept, holds, spent)
+                files = {config.name(dream.number): to_bytes(episode)} if kept else {}
+                yield _generated(dream, kept, holds, spent), files
 
 
 def _generated(dream: Dream, kept: bool, holds: bool | None, spent: float) -> Generated:
@@ -168,7 +167,8 @@ def generate(config: GenerateConfig, command: str) -> dict[str, Any]:
         done, todo = [known[n] for n in config.seeds if n in known], [n for n in config.seeds if n not in known]
         job = GenerateJob(config, config.robots_for(len(todo)))
         with tqdm(total=config.episodes, initial=len(done), unit="dream", desc=f"dream {config.env.label}") as bar:
-            for generated in processes.run(job, todo, config.workers):
+            for generated, files in processes.run(job, todo, config.workers, config.launcher):
+                store.write_files(files)
                 append_line(log, json.dumps(asdict(generated), allow_nan=False))
                 done.append(generated)
                 bar.update()

@@ -1,4 +1,7 @@
-"""Many episodes in parallel: one process a core, one thread each, each with environments of its own."""
+"""Many episodes in parallel: one process a core, one thread each, each with environments of its own.
+
+The processes are of this machine, or with `launcher=ray` of a cluster (agent.launch.cluster).
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,30 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from agent.launch.command import RunError, expected_errors, one_line
 
 ONE_THREAD = ("OMP_NUM_THREADS", "LP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 GRACE_S = 5.0  # how long a worker may take to end when it is told to
+Launcher = Literal["local", "ray"]
 
 
 class Job(Protocol):
-    """What a worker does. It is sent to another process, so it holds only settings."""
+    """What a worker does. It is sent to another process, perhaps on another machine, so it holds only settings."""
 
     def work(self, seeds: Iterator[int]) -> Iterator[Any]:
         """One result a seed, in any order.
 
-        It may take several seeds before the first result, to drive several robots in one process. What it opens before
-        the first it closes after the last.
+        What is to be kept is part of a result, and the process that asked for it writes: so a seed whose worker dies
+        leaves nothing behind and can be done again. It may take several seeds before the first result, to drive several
+        robots in one process. What it opens before the first it closes after the last.
         """
 
 
@@ -41,10 +46,17 @@ class _Result:
 
 
 @dataclass(frozen=True)
-class _Failure:
+class Failure:
     """Why a worker stopped."""
 
     message: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """One line for what a user can mend, the traceback for anything else."""
+        if isinstance(error, expected_errors()):
+            return cls(one_line(error))
+        return cls("a worker failed:\n" + "".join(traceback.format_exception(error)))
 
 
 @dataclass(frozen=True)
@@ -52,11 +64,12 @@ class _Finished:
     """A worker's last word."""
 
 
-def run(job: Job, seeds: Iterable[int], workers: int) -> Iterator[Any]:
+def run(job: Job, seeds: Iterable[int], workers: int, launcher: Launcher = "local") -> Iterator[Any]:
     """Results of `job` over the seeds, in the order in which they are done.
 
-    workers: number of processes; 0 works in this one. Raises RunError where a worker fails, is ended from outside or
-    leaves a seed without its result; the others are stopped then, as they are when this process ends.
+    workers: number of processes; 0 works in this one. launcher: whose processes, this machine's or a Ray cluster's.
+    Raises RunError where a worker fails or leaves a seed without its result, or is ended from outside, which a cluster
+    bears a few times; the others are stopped then, as they are when this process ends.
     """
     seeds = list(seeds)
     if workers < 0:
@@ -64,11 +77,20 @@ def run(job: Job, seeds: Iterable[int], workers: int) -> Iterator[Any]:
     if not seeds:
         return
     given = 0
-    for result in job.work(iter(seeds)) if workers == 0 else _spread(job, seeds, workers):
+    for result in job.work(iter(seeds)) if workers == 0 else _spreads(launcher)(job, seeds, workers):
         given += 1
         yield result
     if given != len(seeds):
         raise RunError(f"{len(seeds)} seeds gave {given} results: a job must give one for each")
+
+
+def _spreads(launcher: Launcher) -> Callable[[Job, list[int], int], Iterator[Any]]:
+    """What spreads work over processes. RunError where Ray is asked for and missing."""
+    if launcher == "local":
+        return _spread
+    from agent.launch import cluster  # needs the extra `ray`, and says so
+
+    return cluster.spread
 
 
 def _spread(job: Job, seeds: list[int], workers: int) -> Iterator[Any]:
@@ -118,7 +140,7 @@ def _gather(running: dict[Connection, BaseProcess]) -> Iterator[Any]:
             match said:
                 case _Result(value):
                     yield value
-                case _Failure(message):
+                case Failure(message):
                     raise RunError(message)
                 case _Finished():
                     unfinished.remove(pipe)
@@ -155,9 +177,8 @@ def _worker(job: Job, todo: multiprocessing.Queue, results: Connection) -> None:
             results.send(_Result(result))
         results.send(_Finished())
     except Exception as error:  # everything goes to the parent, which raises it
-        known = isinstance(error, expected_errors())
         with suppress(OSError):  # the parent is gone
-            results.send(_Failure(one_line(error) if known else f"a worker failed:\n{traceback.format_exc()}"))
+            results.send(Failure.of(error))
 
 
 def _end_with(parent: BaseProcess) -> None:
@@ -167,6 +188,15 @@ def _end_with(parent: BaseProcess) -> None:
 
 
 # -------------------------------------------------------------------------------------------------- cores
+
+
+def default_workers(launcher: str) -> int:
+    """One a core of this machine, or of the cluster."""
+    if launcher != "ray":
+        return available_cores()
+    from agent.launch import cluster  # needs the extra `ray`, and says so
+
+    return cluster.cores()
 
 
 def available_cores(listing: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:

@@ -14,7 +14,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,18 @@ class EpisodeStore:
 
         Raise EpisodeError where the disk is full or refuses; nothing that was there before is touched then.
         """
+        return self._write_bytes(to_bytes(episode), name)
+
+    def write_files(self, files: Mapping[str, bytes]) -> None:
+        """Keep episodes that another process, perhaps on another machine, made into files: name -> `to_bytes` of it.
+
+        Errors as of `write`.
+        """
+        for name, data in files.items():
+            self._write_bytes(data, name)
+
+    def _write_bytes(self, data: bytes, name: str) -> Path:
         path = self.path(name)
-        data = to_bytes(episode)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             write_whole(path, data)
