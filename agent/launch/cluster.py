@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from agent.launch.processes import ONE_THREAD, Failure, Job, available_cores
 ADDRESS = "RAY_ADDRESS"
 RETRIES = 3  # of a task; a seed that ends every worker it is given to must end the command too
 TASKS = 4  # a worker at least: the fewer, the longer all wait for the last one
+ANSWER_S = 10.0  # for a cluster to answer; Ray itself tries for twelve minutes
 MAX_SEEDS = 16  # of a task: what its worker made is lost with it, and is kept in memory until it is written
 
 os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))  # of what ran out of memory; for ever otherwise
@@ -73,10 +75,22 @@ def _connect(workers: int) -> None:
     address = os.environ.get(ADDRESS)
     if not address:
         settings |= {"num_cpus": workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    else:
+        _require_answer(address)
     try:
         ray.init(address=address or "local", **settings)
     except RuntimeError as error:  # such as another version of Ray or Python
         raise RunError(f"cannot join the Ray cluster {address or 'of this machine'}: {error}") from error
+
+
+def _require_answer(address: str) -> None:
+    """RunError where nobody listens at HOST:PORT or ray://HOST:PORT; other addresses are for Ray to find."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+        except OSError as error:
+            raise RunError(f"no Ray cluster answers at {ADDRESS}={address} ({error})") from error
 
 
 def _work(job: Job, seeds: list[int], folder: str) -> list[Any] | Failure:

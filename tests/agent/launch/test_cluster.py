@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -174,6 +175,16 @@ def test_a_node_that_dies_has_its_seeds_done_again(ray, tmp_path):
     finally:
         ray.shutdown()
         nodes.shutdown()
+
+
+def test_a_cluster_that_does_not_answer(ray, monkeypatch):
+    """Catches a command that says nothing for twelve minutes where the cluster's address is wrong."""
+    ray.shutdown()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        free = taken.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free}")
+    with pytest.raises(RunError, match=f"no Ray cluster answers at RAY_ADDRESS=127.0.0.1:{free} "):
+        processes.default_workers("ray")
 
 
 def test_what_is_missing_is_said(monkeypatch, tmp_path):
