@@ -60,6 +60,7 @@ class AgreeConfig:
     workers: int
     robots: int
     launcher: Launcher = "local"
+    rerun: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.policies) < 2:
@@ -92,10 +93,11 @@ class AgreeConfig:
                 id="world_model:nextstate/Imagined-v0", name=f"imagined_{env.label}", split=env.split,
                 starts=str(starts), options=options, max_steps=env.max_steps, expert=env.expert,
             )  # fmt: skip
-        policy = policy if policy.learned else replace(policy, checkpoint="")
+        policy, out = policy if policy.learned else replace(policy, checkpoint=""), Path(self.out) / where / label
         return EvaluateConfig(
-            env=env, policy=policy, seed=self.seed, episodes=self.episodes, out=str(Path(self.out) / where / label),
-            workers=self.workers, robots=self.robots if imagined else 1, keep=True, launcher=self.launcher,
+            env=env, policy=policy, seed=self.seed, episodes=self.episodes, out=str(out), workers=self.workers,
+            robots=self.robots if imagined else 1, keep=True, launcher=self.launcher, title=label,
+            rerun=str(out / "recordings.rrd") if self.rerun else None,
         )  # fmt: skip
 
 
@@ -138,6 +140,11 @@ def agree(config: AgreeConfig, command: str) -> dict[str, Any]:
     if apart:
         pick = np.linspace(0, len(apart) - 1, min(SHOWN, len(apart))).astype(int)
         pictures.stack([row for i in pick for row in film(*apart[i][1:])]).save(out / "disagreements.png")
+    if config.rerun:  # both worlds' recordings of a start have one name, so Rerun shows them as one
+        from agent.viz import recording
+
+        if parts := [part.read_bytes() for part in (Path(run.rerun) for run in runs.values()) if part.exists()]:
+            recording.write(config.rerun, parts)
     return report
 
 

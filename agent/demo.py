@@ -42,15 +42,18 @@ LAST_S = 1.0  # seconds for which the film shows how it ended
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """futures: how many candidates plan.png shows."""
+    """futures: how many candidates plan.png shows. rerun: a file for a Rerun recording, or null."""
 
     env: EnvConfig
     policy: PolicyConfig
     seed: int
     out: Path
     futures: int
+    rerun: str | None = None
 
     def __post_init__(self) -> None:
+        if self.rerun:
+            import agent.viz.recording  # noqa: F401  needs the extra `rerun`, and says so before anything runs
         if not self.policy.learned:
             raise ValueError(f"the demo shows policy=planner or policy=model, not {self.policy.name}")
 
@@ -134,7 +137,16 @@ def run(cfg: DemoConfig, command: str) -> tuple[dict[str, Any], list[Path]]:
         rate, limit = round(env.robot_spec.control_hz), env.max_steps
         with film(film_path, rate) as open_film, tqdm(total=limit, unit="step", desc=cfg.env.label) as bar:
             recorder = Recorder(env, policy, open_film, bar)
-            (result,) = rollout(envs, policy, [cfg.seed], on_step=recorder.watch)
+            watch = [recorder.watch]
+            if cfg.rerun:
+                from agent.viz import recording
+
+                rerun = recording.Recorder(policy, cfg.policy.label)
+                watch.append(rerun.watch)
+            (result,) = rollout(envs, policy, [cfg.seed], on_step=lambda step: [each(step) for each in watch])
+            if cfg.rerun:
+                recording.write(cfg.rerun, [rerun.finish(result)])
+                written.append(Path(cfg.rerun))
             for _ in range(round(LAST_S * rate)):  # a success ends the episode, which nobody could see otherwise
                 open_film.add(recorder.frame)
         if recorder.widest:
@@ -181,7 +193,7 @@ def from_hydra(cfg: DictConfig) -> DemoConfig:
     """The settings of this command."""
     raw = OmegaConf.to_container(cfg, resolve=True)
     policy = from_settings(PolicyConfig, {**raw["policy"], "checkpoint": raw["checkpoint"]})
-    kept = {name: raw[name] for name in ("seed", "out", "futures")}
+    kept = {name: raw[name] for name in ("seed", "out", "futures", "rerun")}
     return from_settings(DemoConfig, {**kept, "env": env_config(raw), "policy": policy})
 
 

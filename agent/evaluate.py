@@ -74,9 +74,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class EvaluateConfig(RunConfig):
-    """keep: the episodes, too, in `episodes` within `out`."""
+    """keep: the episodes, too, in `episodes` within `out`. rerun: a file for their Rerun recordings, or null. title: of
+    the policy in them."""
 
     keep: bool = False
+    rerun: str | None = None
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rerun:
+            import agent.viz.recording  # noqa: F401  needs the extra `rerun`, and says so before anything runs
 
     @property
     def kept(self) -> EpisodeStore:
@@ -95,13 +103,19 @@ class EvaluateJob:
     config: EvaluateConfig
     robots: int = 1
 
-    def work(self, seeds: Iterator[int]) -> Iterator[tuple[Outcome, dict[str, bytes]]]:
-        """The outcome of each seed, and its episode as a file by name where episodes are kept."""
+    def work(self, seeds: Iterator[int]) -> Iterator[tuple[Outcome, dict[str, bytes], bytes]]:
+        """The outcome of each seed, its episode as a file by name where episodes are kept, and its recording."""
         config = self.config
         with closing(make_envs(config.env, self.robots)) as envs:
             policy = make_policy(config.policy, config.env, envs)
-            for run in rollout(envs, policy, seeds):
-                yield Outcome.of(run), {config.name(run.episode.seed): to_bytes(run.episode)} if config.keep else {}
+            recorder = None
+            if config.rerun:
+                from agent.viz.recording import Recorder
+
+                recorder = Recorder(policy, config.title or config.policy.label)
+            for run in rollout(envs, policy, seeds, on_step=recorder and recorder.watch):
+                files = {config.name(run.episode.seed): to_bytes(run.episode)} if config.keep else {}
+                yield Outcome.of(run), files, recorder.finish(run) if recorder else b""
 
 
 def evaluate(config: EvaluateConfig, command: str) -> dict[str, Any]:
@@ -120,14 +134,21 @@ def evaluate(config: EvaluateConfig, command: str) -> dict[str, Any]:
             known = {seed: outcome for seed, outcome in known.items() if config.name(seed) in kept}
         done = [known[seed] for seed in config.seeds if seed in known]
         todo = [seed for seed in config.seeds if seed not in known]
-        job = EvaluateJob(config, config.robots_for(len(todo)))
+        job, recordings = EvaluateJob(config, config.robots_for(len(todo))), []
         with tqdm(total=config.episodes, initial=len(done), unit="episode", desc=label) as bar:
-            for outcome, files in processes.run(job, todo, config.workers, config.launcher):
+            for outcome, files, recorded in processes.run(job, todo, config.workers, config.launcher):
                 config.kept.write_files(files)
+                recordings.append(recorded)
                 append_line(log, json.dumps(asdict(outcome), allow_nan=False))
                 done.append(outcome)
                 bar.update()
                 bar.set_postfix_str(f"success {sum(o.success for o in done) / len(done):.0%}")
+    if config.rerun and todo:
+        from agent.viz import recording
+
+        recording.write(config.rerun, recordings)
+    if config.rerun and len(todo) < config.episodes:
+        print(f"recorded: the {len(todo)} episodes that were left to do in {config.out}; another `out` records all")
     report = make_report(config, done, criterion, instruction, checkpoint, command)
     write_json(out / "report.json", report)
     return report

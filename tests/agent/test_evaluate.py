@@ -73,8 +73,8 @@ def test_resume_keeps_finished_episodes(config, monkeypatch):
     ran = []
     run = command.rollout
 
-    def counted(envs, policy, seeds):
-        for done in run(envs, policy, seeds):
+    def counted(envs, policy, seeds, on_step):
+        for done in run(envs, policy, seeds, on_step=on_step):
             ran.append(done.episode.seed)
             yield done
 
