@@ -46,11 +46,13 @@ def relabelled(episode: Episode, expert: SinglePolicy, stages: tuple[str, ...]) 
     if jaws is None or not episode.spec.positions:
         raise ValueError(f"{episode.env_id} records no hand (`.x` to `.z`) and jaws (`.opening`) for experts to read")
     hand, labels = list(episode.spec.positions[0]), np.empty_like(episode.expert)
+    turns = [i for i, name in enumerate(names) if name.endswith((".rx", ".ry", ".rz"))]
+    turned = episode.state[:, turns] if len(turns) == 3 else np.zeros((len(episode) + 1, 3), np.float32)
     state = expert.init(episode.instruction, episode.seed)
     for step in range(len(episode)):
         position, opening = episode.state[step, hand], float(episode.state[step, jaws])
         stage = stages.index(episode.subtask_names[episode.subtask[step]])
-        scene = Scene(episode.keypoints[step], int(episode.held[step]), stage, opening, position)
+        scene = Scene(episode.keypoints[step], int(episode.held[step]), stage, opening, position, turned[step])
         chunk, state = ask_one(expert, episode.obs(step), state, scene)
         labels[step] = np.clip(chunk[0], episode.spec.action_low, episode.spec.action_high)
     return replace(episode, expert=labels)

@@ -224,6 +224,7 @@ class Scene:
     stage: index of the subtask that is to be done now.
     opening: gap between the fingers, metres.
     gripper: (3,) f32, grip site in the world frame, metres.
+    turned: (3,) f32, from pointing straight down to how the hand points, a rotation vector in the world frame, radians.
     """
 
     keypoints: np.ndarray
@@ -231,6 +232,7 @@ class Scene:
     stage: int
     opening: float
     gripper: np.ndarray
+    turned: np.ndarray = field(default_factory=lambda: np.zeros(3, np.float32))
 
     def __eq__(self, other: object) -> bool:
         """Equal in every bit; an unused keypoint (NaN) equals an unused one. gymnasium's checker asks for it."""

@@ -411,6 +411,11 @@ class Tabletop(gym.Env):
         """The grip site, (3,) metres."""
         return self._data.site_xpos[self._grip_site].copy()
 
+    def turned(self) -> np.ndarray:
+        """From pointing straight down to how the hand points, (3,), a rotation vector in the world frame, radians."""
+        orientation = Rotation.from_matrix(self._data.site_xmat[self._grip_site].reshape(3, 3))
+        return (orientation * POINTING_DOWN.inv()).as_rotvec()
+
     def opening(self) -> float:
         """The gap between the fingers, metres."""
         left, right = self._data.qpos[self._world.robots[0]._ref_gripper_joint_pos_indexes["right"]]
@@ -445,9 +450,7 @@ class Tabletop(gym.Env):
         return self._world.robots[0].eef_site_id["right"]
 
     def _state(self) -> np.ndarray:
-        orientation = Rotation.from_matrix(self._data.site_xmat[self._grip_site].reshape(3, 3))
-        turned = (orientation * POINTING_DOWN.inv()).as_rotvec()
-        return np.array([*self.gripper_position(), *turned, self.opening()], dtype=np.float32)
+        return np.array([*self.gripper_position(), *self.turned(), self.opening()], dtype=np.float32)
 
     def _info(self) -> dict:
         success, scene = self.success(), self.scene()

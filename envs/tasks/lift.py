@@ -76,13 +76,13 @@ class Lift(Tabletop):
 
     @staticmethod
     def scene_in(keypoints: np.ndarray, state: np.ndarray, holding: bool, success: bool) -> Scene:
-        return _scene(keypoints, 0 if holding else HELD_NOTHING, float(state[-1]), state[:3])
+        return _scene(keypoints, 0 if holding else HELD_NOTHING, float(state[-1]), state[:3], state[3:6])
 
     def scene(self) -> Scene:
         keypoints = np.full((len(SPEC.keypoints), 3), np.nan, dtype=np.float32)
         keypoints[0] = self._data.xpos[self._cube]
-        gripper = self.gripper_position().astype(np.float32)
-        return _scene(keypoints, 0 if self._grasped() else HELD_NOTHING, self.opening(), gripper)
+        gripper, turned = self.gripper_position().astype(np.float32), self.turned().astype(np.float32)
+        return _scene(keypoints, 0 if self._grasped() else HELD_NOTHING, self.opening(), gripper, turned)
 
     def score(self) -> dict[str, float]:
         """Height of the cube's centre above the table."""
@@ -107,7 +107,7 @@ class Lift(Tabletop):
         return False
 
 
-def _scene(keypoints: np.ndarray, held: int, opening: float, gripper: np.ndarray) -> Scene:
+def _scene(keypoints: np.ndarray, held: int, opening: float, gripper: np.ndarray, turned: np.ndarray) -> Scene:
     """With what is to be done next: reach, grasp, lift."""
     stage = 2 if held == 0 else int(np.linalg.norm(keypoints[0] - gripper) < REACHED)
-    return Scene(keypoints, held, stage, opening, gripper)
+    return Scene(keypoints, held, stage, opening, gripper, turned)

@@ -34,7 +34,7 @@ class FoldExpert:
 
     def act(self, observation: Observation, state: None, scene: Scene) -> tuple[np.ndarray, None]:
         """One clean action, (1, A). A hand that is tilted rights itself meanwhile."""
-        return righted(self._action(scene), observation.state)[None], None
+        return righted(self._action(scene), scene.turned)[None], None
 
     def _action(self, scene: Scene) -> np.ndarray:
         here, corners = scene.gripper.astype(np.float64), scene.keypoints.astype(np.float64)

@@ -128,7 +128,8 @@ def test_what_is_not_executed_has_no_effect(paced, cache, candidates, decode):
     assert torch.equal(one, other)
     found = paced.imagine(cache, given, decode, strides=(2, 8))
     assert found.strides == found[0].strides == (2, 8) and found.control_steps == (2, 10)
-    assert found.value[0, 0, 0] == one[0] and found.value[0, 0, 1] != one[1]
+    torch.testing.assert_close(found.value[0, 0, 0], one[0])  # a product of other shape may round otherwise
+    assert not torch.isclose(found.value[0, 0, 1], one[1])
 
 
 def test_a_future_goes_on_at_its_own_pace(paced, cache, candidates):

@@ -1,4 +1,5 @@
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,8 +58,8 @@ def test_experts_right_a_tilted_hand():
     for expert, (observation, scene) in ((LiftExpert(), over_cube((0, 0, 0.1), 0.08)),
                                          (FoldExpert(), over_corner((0, 0, 0.1), 0.08, -1, 0))):  # fmt: skip
         for tilt, acts in ((0.0, False), (0.02, False), (0.2, True), (-0.2, True)):
-            observation.state[4] = tilt
-            action = expert.act(observation, None, scene)[0][0]
+            tilted = replace(scene, turned=np.array([0, tilt, 0], np.float32))
+            action = expert.act(observation, None, tilted)[0][0]
             assert np.sign(action[4]) == -np.sign(tilt) * acts and not action[[3, 5]].any()
 
 
