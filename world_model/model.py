@@ -1,5 +1,6 @@
 """The world model: one transformer over one vocabulary that proposes, imagines and judges.
 
+    forward(batch)            the loss of a batch of training windows
     prefill(histories)        what each of R robots has seen, as a cache
     read(cache)               what is believed now, and how the expert would act
     propose(cache, n)         n chunks for each robot
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,8 +33,11 @@ from world_model.tokens.images import ImageTokenizer
 from world_model.tokens.layout import ACT, CAUSAL, FLAGS, NEXT, VIEW, Layout
 from world_model.tokens.poses import POSE_IDS, PoseRange
 from world_model.tokens.vocab import Block, Vocab
-from world_model.training.loss import LossWeights
+from world_model.training.loss import Losses, LossWeights, batch_losses
 from world_model.types import FIELDS, Belief, Cache, History, Imagination, Readout
+
+if TYPE_CHECKING:
+    from world_model.training.dataset import Batch
 
 # Candidates in a pass of parallel decoding on a CPU: what lies between the layers then stays in the processor's cache
 # and in memory that is used again, which makes 64 candidates a fifth faster.
@@ -130,6 +135,11 @@ class WorldModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.token_type_embed.weight.device
+
+    def forward(self, batch: Batch, first: int = 0, images: bool = True) -> Losses:
+        """What a batch of windows teaches: `batch_losses`. Through here, so that parameters which are spread over
+        several processes are gathered around it."""
+        return batch_losses(self, batch, first, images)
 
     # ---------------------------------------------------------------------------------------------- reading
 

@@ -108,6 +108,10 @@ class Change:
     ground: float
     noise: Tensor | None = None
 
+    def __getitem__(self, part: slice) -> Change:
+        """What is done to some of the samples."""
+        return replace(self, colours=self.colours[part], shift=self.shift[part])
+
     def images(self, camera: str, images: Tensor, told: np.ndarray | None = None) -> Tensor:
         """Images of one camera (n, ..., h, w, 3) u8 -> the same shape. told: the poses (n, ..., 8) that it had then,
         NaN where nobody knows; they stay true, because it is the scene that moves, and not the camera."""

@@ -132,17 +132,21 @@ class EpisodeDataset:
 
     def batch(
         self, starts: np.ndarray, steps: int, change: Change | None = None, strides: np.ndarray | None = None,
-        choice: Choice | None = None,
+        choice: Choice | None = None, share: slice = slice(None),
     ) -> Batch:  # fmt: skip
         """The windows of `steps` model steps from rows `starts` (B,); what lies beyond an episode's end weighs 0.
 
         change: to other colours and places, one for each window. strides: (B, S) control steps that each model step
         covers, M where it is None; ValueError for one that the layout has not. choice: of what is told, seen and drawn
-        of cameras in each window; without it all that is known is told, and nothing is drawn.
+        of cameras in each window; without it all that is known is told, and nothing is drawn. share: the windows that
+        are cut, of a batch that several processes share: what is in it is told by the whole.
         """
-        layout, last = self.layout, self.last[starts][:, None]
+        layout, viewed = self.layout, self.views.count[starts].any()
         strides = np.full((len(starts), steps), layout.chunk_steps) if strides is None else strides
         layout.require_strides(np.unique(strides).tolist())
+        starts, strides = starts[share], strides[share]
+        change, choice = (None if each is None else each[share] for each in (change, choice))
+        last = self.last[starts][:, None]
         which = np.searchsorted(layout.strides, strides)  # (B, S)
         rows = starts[:, None] + np.pad(strides.cumsum(1), ((0, 0), (1, 0)))  # (B, S + 1)
         at = np.minimum(rows, last)
@@ -162,7 +166,7 @@ class EpisodeDataset:
 
         views, drawn = self.views.count[starts], 0
         view, view_pose = torch.zeros(len(starts), 0, 0, dtype=wide), np.zeros((len(starts), 0, POSE_IDS), np.float32)
-        if choice is not None and views.any():
+        if choice is not None and viewed:
             place, (shown, wanted) = layout.view_camera, choice.of(views)
             own = images[place], pose[..., told[place]].copy()
             images[place], pose[..., told[place]] = self.views.seen(at, shown, *own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,12 +44,18 @@ class LossWeights:
             raise ValueError(f"`imageless` is a share of training steps, 0 to 1, got {self.imageless}")
 
 
-@dataclass(frozen=True)
-class Losses:
-    """total: what to minimise, nats an id, weighted. parts: mean nats an id of each kind, detached."""
+class Losses(NamedTuple):  # no dataclass: older FSDP does not look into those for where the backward pass begins
+    """total: what to minimise, nats an id, weighted; the mean over windows. sums: nats of each kind, detached. counts:
+    ids of each kind that count."""
 
     total: Tensor
-    parts: dict[str, Tensor]
+    sums: dict[str, Tensor]
+    counts: dict[str, Tensor]
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """Mean nats an id of each kind."""
+        return {name: self.sums[name] / self.counts[name].clamp_min(1.0) for name in self.sums}
 
 
 def hidden_by_step(
@@ -141,11 +147,9 @@ def batch_losses(model: WorldModel, batch: Batch, first: int = 0, images: bool =
     terms = {name: term for name, term in terms.items() if term[1].numel()}  # a robot may lack grippers or keypoints
     total = sum(weight * (nats * counts).sum() for weight, nats, counts in terms.values())
     full = sum(weight * nats.numel() for weight, nats, _ in terms.values())
-    parts = {
-        name: (nats * counts).sum().detach() / counts.expand_as(nats).sum().clamp_min(1.0)
-        for name, (_, nats, counts) in terms.items()
-    }
-    return Losses(total / full, parts)
+    sums = {name: (nats * counts).sum().detach() for name, (_, nats, counts) in terms.items()}
+    counted = {name: counts.expand_as(nats).sum() for name, (_, nats, counts) in terms.items()}
+    return Losses(total / full, sums, counted)
 
 
 def exact_nats(model: WorldModel, h: Tensor, block: Block, target: Tensor) -> Tensor:

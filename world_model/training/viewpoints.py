@@ -55,6 +55,10 @@ class Choice:
     wanted: Tensor
     draws: bool
 
+    def __getitem__(self, part: slice) -> Choice:
+        """Of some of the windows; whether any is drawn stays the whole batch's."""
+        return Choice(self.hidden[part], self.swapped[part], self.shown[part], self.wanted[part], self.draws)
+
     @classmethod
     def all_drawn(cls, count: int) -> Choice:
         """All is seen as recorded, and each window draws one of its views: to measure by."""

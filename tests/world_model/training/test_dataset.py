@@ -1,6 +1,6 @@
 """Windows cut from episodes, and the ranges that are fitted on them."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from world_model.training.dataset import (
     value_to_come,
 )
 from world_model.training.start import continued
+from world_model.training.viewpoints import Viewpoints
 
 
 def dataset_of(world, text, episodes) -> EpisodeDataset:
@@ -165,3 +166,26 @@ def test_what_leaves_the_range_is_counted(make_world, text):
     world = make_world(HANDS, (4, 2), text.size)
     assert dataset_of(world, text, [replace(episode, state=state)]).outside() == {"b.z": 0.1}
     assert dataset_of(world, text, [episode]).outside() == {}
+
+
+def test_shares_of_a_batch_are_the_batch(told):
+    """Catches a share that is drawn anew or of other windows, and one without views of its own that lacks the views
+    which the others draw: its loss would weigh more."""
+    model, viewed = told
+    dataset = replace(viewed, views=replace(viewed.views, count=np.where(np.arange(len(viewed)) < 50, 2, 0)))
+    rng = torch.Generator().manual_seed(0)
+    starts, strides = np.array([3, 30, 60, 90]), np.full((4, 2), model.strides[-1])
+    change, choice = Augmentation(share=1.0).draw(4, rng), replace(Viewpoints(swap=0.5).choose(4, rng), draws=True)
+    whole, *halves = (
+        dataset.batch(starts, 2, change, strides, choice, share) for share in (slice(None), slice(2), slice(2, 4))
+    )
+    assert whole.view.shape[1] == 2 and whole.view_valid.sum() > 0 == halves[1].view_valid.sum()
+    for field in fields(whole):
+        parts = torch.cat([getattr(half, field.name) for half in halves])
+        torch.testing.assert_close(parts, getattr(whole, field.name), rtol=0, atol=0, equal_nan=True, msg=field.name)
+    with torch.no_grad():
+        losses, *others = (model(batch) for batch in (whole, *halves))
+    torch.testing.assert_close(losses.total, sum(other.total for other in others) / 2)
+    for name, value in losses.parts.items():
+        both = [sum(getattr(other, part)[name] for other in others) for part in ("sums", "counts")]
+        torch.testing.assert_close(value, both[0] / both[1].clamp_min(1))
