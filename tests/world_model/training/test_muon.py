@@ -1,6 +1,11 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from world_model.training import muon
 from world_model.training.muon import Muon, orthogonal
 
 
@@ -23,6 +28,34 @@ def test_it_steps_as_torch_does(precision: torch.dtype, like_adamw: bool, theirs
             optimizer.step()
     for p, q, before in zip(ours, reference, start, strict=True):
         assert (p - q).norm() < 0.03 * (q - before).norm()  # theirs is in bf16
+
+
+@pytest.mark.parametrize(("count", "rows", "processes"), [(5, 7, 3), (1, 4, 2), (2, 2, 4)])
+def test_spread_matrices_are_made_orthogonal_whole(monkeypatch, count: int, rows: int, processes: int):
+    """Catches rows of one matrix that end up in another, and processes without rows or without a matrix of their own.
+    Here threads take the places of processes and a list that of the network."""
+    wanted = torch.randn(count, rows, 5, generator=torch.Generator().manual_seed(0))
+    parts = [*wanted.chunk(processes, dim=1)]
+    parts += [wanted[:, :0]] * (processes - len(parts))
+    sent, meeting = [[] for _ in range(processes)], threading.Barrier(processes, timeout=30)
+
+    def exchange(numbers, sizes, expected, group):
+        sent[group.rank()] = numbers.split(sizes)
+        meeting.wait()
+        arrived = [sent[i][group.rank()] for i in range(processes)]
+        meeting.wait()
+        assert [len(part) for part in arrived] == expected
+        return torch.cat(arrived)
+
+    def work(rank: int) -> torch.Tensor:
+        group = SimpleNamespace(rank=lambda: rank, size=lambda: processes)
+        return muon.orthogonal_rows(parts[rank], rows, group)
+
+    monkeypatch.setattr(muon, "exchange", exchange)
+    with ThreadPoolExecutor(processes) as pool:
+        found = list(pool.map(work, range(processes)))
+    assert [part.shape for part in found] == [part.shape for part in parts]
+    torch.testing.assert_close(torch.cat(found, dim=1), orthogonal(wanted), rtol=1e-4, atol=1e-5)
 
 
 def test_what_has_no_gradient_stays():
