@@ -6,7 +6,8 @@
                         vocabulary they belong to
     vocab.json          every id                         text.json  actions.json   the other two tokenizers
     meta.json           instructions it was trained on, env ids, versions, figures
-    training.safetensors  only during training: what resuming needs
+    training.safetensors  only during training: what resuming needs; several processes write files of their own instead,
+                        which `training/shards.py` describes
 
 A folder is written beside its place, synced and renamed, so a kill leaves the old one or the new one. Reading checks
 every hash, so a flipped bit is found here and not in the results.
@@ -19,6 +20,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,6 +40,7 @@ from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
 
 FORMAT = 3  # raised when the folder's layout changes, or what its ids stand for
+SHARD = "shard-"  # begins the names of the files that several processes resume from
 FRAMES = "frame_tokenizer."  # prefix of the image tokenizer's weights within the model
 REQUIRED = ("model.safetensors", "frames.safetensors", "config.json", "vocab.json", "text.json", "actions.json",
             "meta.json")  # fmt: skip
@@ -174,6 +177,13 @@ def load_training(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
     return safetensors.torch.load(files["training.safetensors"])
 
 
+def read_meta(folder: str | os.PathLike[str]) -> dict:
+    """The `meta` of a checkpoint, or of what several processes resume from. Raise CheckpointError where it is missing
+    or damaged."""
+    folder = Path(folder)
+    return json.loads(read_checked(folder, "meta.json", read_hashes(folder)[0]))
+
+
 def point(run: Path, folder: Path, keep: int = 2) -> None:
     """Let `run/last` name this folder inside `run`, then remove all but the newest `keep`, and what a kill left."""
     write_whole(run / "last", folder.name)
@@ -189,7 +199,18 @@ def last(run: Path) -> Path | None:
 
 
 def _read_checked(folder: Path) -> tuple[dict[str, bytes], str]:
-    """Every file of a folder, checked against the manifest, and the manifest's sha256."""
+    """Every file of a checkpoint, checked against the manifest, and the manifest's sha256."""
+    hashes, sha256 = read_hashes(folder)
+    if any(name.startswith(SHARD) for name in hashes):
+        raise CheckpointError(
+            f"{folder} is what several processes resume training from, not a checkpoint: name the folder `checkpoint` "
+            "beside it, which is there once training has ended"
+        )
+    return {name: read_checked(folder, name, hashes) for name in sorted({*REQUIRED, *hashes})}, sha256
+
+
+def read_hashes(folder: Path) -> tuple[dict[str, str], str]:
+    """What the manifest lists, name -> sha256, and the manifest's own."""
     path = folder / "manifest.json"
     try:
         raw = path.read_bytes()
@@ -204,22 +225,27 @@ def _read_checked(folder: Path) -> tuple[dict[str, bytes], str]:
         raise CheckpointError(f"{path} is damaged ({error}): copy the checkpoint again or train it again") from error
     if form != FORMAT:
         raise CheckpointError(f"{path} is of format {form}, this version reads {FORMAT}: use the version that wrote it")
-    files = {}
-    for name in sorted({*REQUIRED, *hashes}):
-        if name not in hashes or Path(name).name != name:
-            raise CheckpointError(f"{path} does not list {name}: copy the checkpoint again or train it again")
-        try:
-            files[name] = (folder / name).read_bytes()
-        except OSError as error:
-            raise CheckpointError(
-                f"{folder / name} cannot be read ({error.strerror}): copy the checkpoint again or train it again"
-            ) from error
-        if hashlib.sha256(files[name]).hexdigest() != hashes[name]:
-            raise CheckpointError(
-                f"{folder / name} is damaged (truncated or changed on disk: its sha256 does not match). "
-                "Copy the checkpoint again or train it again"
-            )
-    return files, hashlib.sha256(raw).hexdigest()
+    return hashes, hashlib.sha256(raw).hexdigest()
+
+
+def read_checked(folder: Path, name: str, hashes: Mapping[str, str]) -> bytes:
+    """One file of a folder, checked against what its manifest lists."""
+    if name not in hashes or Path(name).name != name:
+        raise CheckpointError(
+            f"{folder / 'manifest.json'} does not list {name}: copy the checkpoint again or train it again"
+        )
+    try:
+        content = (folder / name).read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder / name} cannot be read ({error.strerror}): copy the checkpoint again or train it again"
+        ) from error
+    if hashlib.sha256(content).hexdigest() != hashes[name]:
+        raise CheckpointError(
+            f"{folder / name} is damaged (truncated or changed on disk: its sha256 does not match). "
+            "Copy the checkpoint again or train it again"
+        )
+    return content
 
 
 def _plain(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:

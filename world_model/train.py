@@ -4,6 +4,9 @@ Run the same command again to go on after an interruption; on a CPU the result i
 start or settings have changed meanwhile says what has and stops. Writes into `out`: `step-*`, the newest two states of
 training, `last`, which names the one to go on from, `metrics.json`, `imagined.png`, and in the end `checkpoint`, the
 folder to act with.
+
+`torchrun --nproc-per-node=N -m world_model.train` trains with N processes, which share each batch and the weights. What
+they leave half-finished any other number of them goes on with, or one without torchrun, and the other way round.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -37,11 +40,11 @@ from world_model.metrics import held_out, pictures, windows
 from world_model.model import WorldModel
 from world_model.nn.device import choose_device, choose_precision
 from world_model.tokens.images import TokenizerError
-from world_model.training import sources, tracking
+from world_model.training import sharding, shards, sources, tracking
 from world_model.training.dataset import stride_shares
-from world_model.training.loss import batch_losses
 from world_model.training.optimizers import MuonAdamW
 from world_model.training.preparation import Data, prepare
+from world_model.training.sharding import Processes
 from world_model.training.start import ModelSettings
 from world_model.training.viewpoints import Viewpoints
 
@@ -155,12 +158,17 @@ def draw_strides(shares: Tensor, model: WorldModel, config: TrainConfig, rng: to
     return np.array(model.strides)[drawn.view(config.batch, config.window).numpy()]
 
 
+def by_optimizer(model: WorldModel) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """What Muon trains and what AdamW trains, by name."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    hidden = {name: p for name, p in trained.items() if ".layers." in name and p.dim() == 2}
+    return hidden, {name: p for name, p in trained.items() if name not in hidden}
+
+
 def make_optimizer(config: TrainConfig, model: WorldModel) -> MuonAdamW:
     """Muon for the matrices between hidden states, which learns as much in half the steps; AdamW for embeddings, norms
     and the gate."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    hidden = {name: p for name, p in trained.items() if ".layers." in name and p.dim() == 2}
-    others = {name: p for name, p in trained.items() if name not in hidden}
+    hidden, others = by_optimizer(model)
     return MuonAdamW(
         hidden, others, muon_decay=config.weight_decay, adamw_decay=0.0, betas=(0.9, 0.95), precision=model.precision
     )
@@ -187,11 +195,17 @@ class Progress:
         return min(done, 1.0)
 
 
-def train(config: TrainConfig, data: Data) -> Iterator[tuple[Progress, dict[str, float]]]:
-    """Go on from what `out` holds to the end; yields progress and the losses of every step."""
+def train(
+    config: TrainConfig, data: Data, processes: Processes | None = None
+) -> Iterator[tuple[Progress, dict[str, float]]]:
+    """Go on from what `out` holds to the end; yields progress and the losses of every step, of the whole batch.
+
+    processes: those that share it, over which `data.model` is spread; None for this one alone.
+    """
     model, out = data.model, Path(config.out)
+    processes = processes or Processes(model.device)
     optimizer = make_optimizer(config, model)
-    progress = resume(config, data, optimizer)
+    progress = resume(config, data, optimizer, processes)
     trained = [p for p in model.parameters() if p.requires_grad]
     augment, shares = config.augment.of(model.spec), stride_shares(model.strides, config.stride_weights)
     saved = time.monotonic()
@@ -205,72 +219,86 @@ def train(config: TrainConfig, data: Data) -> Iterator[tuple[Progress, dict[str,
         change = augment.draw(config.batch, rng, model.spec)
         images = bool(torch.rand((), generator=rng) >= model.config.weights.imageless)
         strides, choice = draw_strides(shares, model, config, rng), config.viewpoints.choose(config.batch, rng)
-        batch = data.train.batch(starts, config.window, change, strides, choice)
-        losses = batch_losses(model, batch.to(model.device), first, images)
+        batch = data.train.batch(starts, config.window, change, strides, choice, processes.share(config.batch))
+        losses = model(batch.to(model.device), first, images)
         optimizer.zero_grad()
         losses.total.backward()
         nn.utils.clip_grad_norm_(trained, config.clip)
         share = pace(config, progress.share(config))
         optimizer.step(config.muon_rate * share, config.learning_rate * share)
-        progress = Progress(progress.step + 1, progress.seconds + time.monotonic() - began)
+        progress = Progress(progress.step + 1, progress.seconds + processes.agree(time.monotonic() - began))
+        losses = processes.whole_batch(losses)
         if not math.isfinite(losses.total.item()):
             raise FloatingPointError(
                 f"the loss of step {progress.step} is not finite: lower `learning_rate`; {out / 'last'} is untouched"
             )
         # Once in a while: save.
-        if progress.share(config) >= 1 or time.monotonic() - saved > config.checkpoint_seconds:
-            save(config, data, optimizer, progress)
+        if progress.share(config) >= 1 or processes.agree(time.monotonic() - saved) > config.checkpoint_seconds:
+            save(config, data, optimizer, progress, processes)
             saved = time.monotonic()
         yield progress, {"loss": losses.total.item(), **{k: v.item() for k, v in losses.parts.items()}}
     model.eval()
 
 
-def save(config: TrainConfig, data: Data, optimizer: MuonAdamW, progress: Progress) -> None:
+def save(
+    config: TrainConfig, data: Data, optimizer: MuonAdamW, progress: Progress, processes: Processes
+) -> None:
     """A new folder with all that the next step depends on; `last` names it once it is whole."""
     folder = Path(config.out) / f"step-{progress.step:07d}"
     training = {"fingerprint": data.fingerprint, "step": progress.step, "seconds": progress.seconds}
-    if folder.exists():  # left by a run that was killed before `last` named it
-        shutil.rmtree(folder)
-    checkpoint.save(folder, data.model, data.text, {**data.about, "training": training}, optimizer.state())
-    checkpoint.point(Path(config.out), folder)
+    meta = {**data.about, "training": training}
+    if processes.alone:
+        if folder.exists():  # left by a run that was killed before `last` named it
+            shutil.rmtree(folder)
+        checkpoint.save(folder, data.model, data.text, meta, optimizer.state())
+    else:
+        shards.save(folder, meta, data.model, optimizer, processes)
+    if processes.first:
+        checkpoint.point(Path(config.out), folder)
 
 
-def resume(config: TrainConfig, data: Data, optimizer: MuonAdamW) -> Progress:
-    """Take up what `save` wrote; a fresh start where there is nothing. ValueError where it was made from something
-    else."""
+def resume(config: TrainConfig, data: Data, optimizer: MuonAdamW, processes: Processes) -> Progress:
+    """Take up what `save` wrote, by however many processes; a fresh start where there is nothing. ValueError where it
+    was made from something else."""
     folder = checkpoint.last(Path(config.out))
     if folder is None:
         return Progress()
-    loaded, state = checkpoint.load(folder), checkpoint.load_training(folder)
-    about = loaded.meta["training"]
+    about = checkpoint.read_meta(folder)["training"]
     require_same(about.get("fingerprint"), data.fingerprint, str(folder))
-    data.model.load_state_dict(loaded.model.state_dict())
-    optimizer.load_state(state)
+    if processes.alone and not shards.are_in(folder):
+        loaded, state = checkpoint.load(folder), checkpoint.load_training(folder)
+        data.model.load_state_dict(loaded.model.state_dict())
+        optimizer.load_state(state)
+    else:
+        shards.load(folder, data.model, optimizer, processes)
     return Progress(about["step"], about["seconds"])
 
 
 # -------------------------------------------------------------------------------------------------- the command
 
 
-def run(config: TrainConfig) -> dict:
-    """Train or go on, measure, write everything into `out`; returns the figures."""
+def run(config: TrainConfig) -> dict | None:
+    """Train or go on, measure, write everything into `out`; returns the figures, to the first of several processes."""
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    data, out = prepare(config, device), Path(config.out)
+    processes = sharding.join(device, config.batch)
+    # What is to be spread need not fit one device.
+    data, out = prepare(config, device if processes.alone else torch.device("cpu")), Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     for note in data.notes:
         tqdm.write(f"train: {note}", file=sys.stderr)
     model = data.model
     model.precision = precision
+    replica = sharding.spread(model, processes)
     steps = min(config.window, windows.longest(data.held_out)) if data.held_out else 0
     starts = windows.spread_evenly(data.held_out, 2 * held_out.BATCH, steps) if steps else None
-    log = tracking.start("train", out, config.wandb, config)
+    log = tracking.start("train", out, config.wandb if processes.first else "disabled", config)
 
     # Go!
     smooth, bar = None, tqdm(total=1000, desc="training", bar_format="{l_bar}{bar}| {elapsed} < {remaining}{postfix}")
-    for progress, losses in train(config, data):
+    for progress, losses in train(config, data, processes):
         smooth = losses["loss"] if smooth is None else 0.95 * smooth + 0.05 * losses["loss"]
         bar.update(int(1000 * progress.share(config)) - bar.n)
         # Once in a while: say how it goes.
@@ -279,26 +307,33 @@ def run(config: TrainConfig) -> dict:
             log.log({f"train/{name}": value for name, value in losses.items()}, step=progress.step)
         # Once in a while: look at what was never trained on.
         if progress.step % config.loss_every == 0 and starts is not None:
-            found = held_out.losses(model, data.held_out, starts, steps)
-            tqdm.write(summary(progress, losses, found))
-            log.log({f"held_out/{name}": value for name, value in found.items()}, step=progress.step)
+            if (whole := replica.gather()) is not None:
+                found = held_out.losses(whole, data.held_out, starts, steps)
+                tqdm.write(summary(progress, losses, found))
+                log.log({f"held_out/{name}": value for name, value in found.items()}, step=progress.step)
     bar.close()
 
     model.eval()
+    whole = replica.gather()
+    if whole is None:
+        processes.end()
+        return None
+    data = replace(data, model=whole)
     figures = measure(config, data, steps)
     if steps > 1:
-        pictures.imagined(model, data.held_out).save(out / "imagined.png")
+        pictures.imagined(whole, data.held_out).save(out / "imagined.png")
     write_json(out / "metrics.json", figures)
     finish(out, data, figures)
     log.log({f"final/{k}": v for k, v in figures.items() if isinstance(v, int | float)})
     log.finish()
+    processes.end()
     return figures
 
 
 def finish(out: Path, data: Data, figures: dict) -> None:
     """Write the checkpoint to act with. One that this very training wrote before stays as it is: what was made from it
     tells it by its content."""
-    meta, folder = checkpoint.load(checkpoint.last(out)).meta, out / "checkpoint"
+    meta, folder = checkpoint.read_meta(checkpoint.last(out)), out / "checkpoint"
     training = {**meta["training"], "fingerprint": digest(data.fingerprint)}
     try:
         if folder.exists() and checkpoint.load(folder).meta.get("training") == training:
@@ -342,13 +377,15 @@ def to_config(raw: DictConfig) -> TrainConfig:
 @hydra.main(version_base=None, config_path="../configs", config_name="train")
 def main(raw: DictConfig) -> None:
     try:
-        figures = run(to_config(raw))
+        with sharding.first_speaks():
+            figures = run(to_config(raw))
     except KeyboardInterrupt:
-        sys.exit("train: stopped; run the same command again to go on")
+        sharding.leave("train: stopped; run the same command again to go on")
     except (EpisodeError, CheckpointError, TokenizerError, FloatingPointError, ValueError, OSError) as error:
-        sys.exit(f"train: {error}")
-    print(held_out.table(figures))
-    print(f"\nwritten to {raw.out}")
+        sharding.leave(f"train: {error}")
+    if figures is not None:
+        print(held_out.table(figures))
+        print(f"\nwritten to {raw.out}")
 
 
 if __name__ == "__main__":

@@ -17,14 +17,18 @@ def save_tokenizer(folder: Path, cameras, seed: int = 0) -> None:
     ImageTokenizer(ImageConfig(cameras, (5, 5, 5), width=16, encoder_blocks=1, decoder_blocks=1)).save(folder)
 
 
-def read_config(tmp_path: Path, *overrides: str) -> train.TrainConfig:
-    common = [
+def settings(tmp_path: Path) -> list[str]:
+    """On the command line of a training of what lies in `tmp_path`."""
+    return [
         "model=debug", f"data=[{tmp_path / 'data'}]", f"tokenizer={tmp_path / 'tok'}", f"out={tmp_path / 'out'}",
         "steps=6", "batch=3", "window=2", "held_out=2", "measured_windows=8", "loss_every=3",
         "checkpoint_seconds=0", "precision=fp32",
     ]  # fmt: skip
+
+
+def read_config(tmp_path: Path, *overrides: str) -> train.TrainConfig:
     with initialize_config_dir(CONFIGS, version_base=None):
-        return train.to_config(compose("train", [*common, *overrides]))
+        return train.to_config(compose("train", [*settings(tmp_path), *overrides]))
 
 
 def weights(data: train.Data) -> dict[str, torch.Tensor]:
