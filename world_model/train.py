@@ -40,17 +40,17 @@ from world_model.metrics import held_out, pictures, windows
 from world_model.model import WorldModel
 from world_model.nn.device import choose_device, choose_precision
 from world_model.tokens.images import TokenizerError
-from world_model.training import sharding, shards, sources, tracking
+from world_model.training import plan, sharding, shards, sources, tracking
 from world_model.training.dataset import stride_shares
 from world_model.training.optimizers import MuonAdamW
-from world_model.training.preparation import Data, prepare
+from world_model.training.preparation import Data, outline, prepare
 from world_model.training.sharding import Processes
 from world_model.training.start import ModelSettings
 from world_model.training.viewpoints import Viewpoints
 
 # Settings that change nothing about what is learnt, and those that name what the fingerprint tells by its content.
 NOT_LEARNT = ("out", "measured_windows", "log_every", "loss_every", "checkpoint_seconds", "threads", "precision",
-              "device", "wandb")  # fmt: skip
+              "device", "wandb", "dry_run")  # fmt: skip
 BY_CONTENT = ("data", "unlabelled", "on_policy", "tokenizer", "start")
 
 
@@ -95,6 +95,7 @@ class TrainConfig:
     precision: str
     device: str
     wandb: Literal["disabled", "offline", "online"]
+    dry_run: bool
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -368,6 +369,12 @@ def summary(progress: Progress, losses: dict[str, float], found: dict[str, float
     return f"step {progress.step:6d}  trained/held out: {shown}  next_image, shuffled actions {shuffled:.3f}"
 
 
+def dry_run(config: TrainConfig) -> str:
+    """What a training would take, in words, without taking it."""
+    precision = choose_precision(config.precision, choose_device(config.device))
+    return plan.describe(outline(config), by_optimizer, precision)
+
+
 def to_config(raw: DictConfig) -> TrainConfig:
     values = OmegaConf.to_container(raw, resolve=True)
     folders = {name: sources.as_folders(values[name]) for name in ("data", "unlabelled", "on_policy")}
@@ -378,7 +385,11 @@ def to_config(raw: DictConfig) -> TrainConfig:
 def main(raw: DictConfig) -> None:
     try:
         with sharding.first_speaks():
-            figures = run(to_config(raw))
+            config = to_config(raw)
+            if config.dry_run:
+                print(dry_run(config))
+                return
+            figures = run(config)
     except KeyboardInterrupt:
         sharding.leave("train: stopped; run the same command again to go on")
     except (EpisodeError, CheckpointError, TokenizerError, FloatingPointError, ValueError, OSError) as error:

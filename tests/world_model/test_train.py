@@ -341,13 +341,16 @@ def test_two_robots_are_refused(config, tmp_path):
         train.prepare(replace(config, data=(str(tmp_path / "other"),)), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("name", ["debug", "S", "M", "L", "auto"])
+@pytest.mark.parametrize("name", ["debug", "S", "M", "L", "1B", "8B", "auto"])
 def test_presets_are_sound(name, tmp_path):
     """Catches a preset that does not build, or that is not of the size its name says; `auto` is S."""
     config = read_config(tmp_path, f"model={name}").model.build().transformer
     per_layer = config.width * (2 * config.width + 2 * config.num_kv_heads * config.head_dim + 3 * config.hidden)
     millions = (per_layer * config.num_layers + 1500 * config.width) / 1e6
-    low, high = {"debug": (0, 0.2), "S": (1.8, 2.6), "M": (6, 8), "L": (22, 30), "auto": (1.8, 2.6)}[name]
+    low, high = {
+        "debug": (0, 0.2), "S": (1.8, 2.6), "M": (6, 8), "L": (22, 30), "1B": (950, 1050), "8B": (7600, 8400),
+        "auto": (1.8, 2.6),
+    }[name]  # fmt: skip
     assert low < millions < high, millions
     if name in ("S", "auto"):
         assert config == start.SMALL

@@ -18,7 +18,7 @@ from tests.world_model import together
 from tests.world_model.runs import SEEDS, read_config, save_tokenizer
 from world_model import checkpoint, train
 from world_model.checkpoint import CheckpointError
-from world_model.training import shards
+from world_model.training import plan, shards
 
 ROOT = Path(__file__).parents[2]
 # An odd number of rows, so that two processes hold different numbers of them.
@@ -112,6 +112,17 @@ def test_two_processes_go_on_from_one(runs):
     last = checkpoint.last(runs.folder / "one")
     assert shards.are_in(last) and last.name == "step-0000006"
     assert not list((runs.folder / "one").glob(".*.tmp"))
+
+
+def test_the_plan_is_what_each_process_holds(runs):
+    """Catches a dry run that tells other sizes than those that training takes."""
+    model = checkpoint.load(runs.whole / "checkpoint").model
+    told = plan.memory(model, train.by_optimizer, torch.float32, 2)
+    frozen = 4 * sum(p.numel() for p in model.frame_tokenizer.parameters())
+    files = sorted((runs.folder / "one" / "step-0000006").glob("shard-*"))
+    kept = [{k: v for k, v in safetensors.torch.load_file(file).items() if v.dim()} for file in files]
+    first, second = (4 * sum(tensor.numel() for tensor in each.values()) for each in kept)
+    assert first == told["weights"] - frozen + told["Muon's momentum"] + told["AdamW's moments"] > second > 0
 
 
 def test_another_training_is_told_apart(runs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,8 +116,22 @@ def new_model(
     vocab = Vocab.native(text.size, frames.vision_size, len(spec.cameras), actions.chunk)
     torch.manual_seed(config.seed)
     settings, poses = replace(config.model.build(), strides=config.strides or ()), fit_poses(spec.cameras, episodes)
-    model = WorldModel(settings, spec, vocab, frames, actions, poses).to(device)
+    with device if device.type == "meta" else nullcontext():  # where nothing is allocated, not even for a moment
+        model = WorldModel(settings, spec, vocab, frames, actions, poses).to(device)
     return model, text.within(vocab.text)
+
+
+def outline(config: TrainConfig) -> WorldModel:
+    """The model of a training from nothing, with its weights on the meta device, where they take neither memory nor
+    time. It is of the first episode of `data`; what the others add, such as ids of their instructions, is a few rows.
+
+    ValueError for a training from a checkpoint.
+    """
+    if config.start:
+        raise ValueError("`dry_run` says what a new model takes: leave `start` out, and choose its size by `model`")
+    source = sources.open_sources({"data": config.data[:1]})[0]
+    episode = source.store.read(source.train[0], states=False)
+    return new_model(config, episode.spec, [episode], torch.device("meta"))[0]
 
 
 def model_from(begin: Loaded, config: TrainConfig, episodes: list[Episode]) -> WorldModel:
