@@ -43,7 +43,7 @@ from world_model.tokens.images import TokenizerError
 from world_model.training import plan, sharding, shards, sources, tracking
 from world_model.training.dataset import stride_shares
 from world_model.training.optimizers import MuonAdamW
-from world_model.training.preparation import Data, outline, prepare
+from world_model.training.preparation import Data, meta_model, prepare
 from world_model.training.sharding import Processes
 from world_model.training.start import ModelSettings
 from world_model.training.viewpoints import Viewpoints
@@ -292,7 +292,7 @@ def run(config: TrainConfig) -> dict | None:
         tqdm.write(f"train: {note}", file=sys.stderr)
     model = data.model
     model.precision = precision
-    replica = sharding.spread(model, processes)
+    replica = sharding.shard(model, processes)
     steps = min(config.window, windows.longest(data.held_out)) if data.held_out else 0
     starts = windows.spread_evenly(data.held_out, 2 * held_out.BATCH, steps) if steps else None
     log = tracking.start("train", out, config.wandb if processes.first else "disabled", config)
@@ -372,7 +372,7 @@ def summary(progress: Progress, losses: dict[str, float], found: dict[str, float
 def dry_run(config: TrainConfig) -> str:
     """What a training would take, in words, without taking it."""
     precision = choose_precision(config.precision, choose_device(config.device))
-    return plan.describe(outline(config), by_optimizer, precision)
+    return plan.describe(meta_model(config), by_optimizer, precision)
 
 
 def to_config(raw: DictConfig) -> TrainConfig:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from world_model.checkpoint import FRAMES
 from world_model.model import WorldModel
-from world_model.training.sharding import FROZEN, units
+from world_model.training.sharding import units
 
 DEVICES = (1, 8, 64)
 FP32 = 4  # bytes; weights, gradients and moments are kept in it
@@ -33,8 +34,8 @@ def memory(model: WorldModel, by_optimizer: ByOptimizer, precision: torch.dtype,
     by_optimizer: what Muon and what AdamW train. precision: of the arithmetic.
     """
     named = dict(model.named_parameters())
-    frozen = [p for name, p in named.items() if name.startswith(FROZEN)]
-    spread = [p for name, p in named.items() if not name.startswith(FROZEN)]
+    frozen = [p for name, p in named.items() if name.startswith(FRAMES)]
+    spread = [p for name, p in named.items() if not name.startswith(FRAMES)]
     matrices, others = by_optimizer(model)
     found = {
         "weights": FP32 * (held(spread, devices) + held(frozen, 1)),
@@ -57,12 +58,12 @@ def describe(model: WorldModel, by_optimizer: ByOptimizer, precision: torch.dtyp
 
 def _parameters(model: WorldModel) -> str:
     counts = {f"transformer.{name}": _count(part) for name, part in model.transformer.named_children()}
-    counts |= {name: _count(part) for name, part in model.named_children() if name not in ("transformer", FROZEN[:-1])}
+    counts |= {name: _count(part) for name, part in model.named_children() if name not in ("transformer", FRAMES[:-1])}
     layers = len(model.transformer.layers)
     notes = {"transformer.layers": f"{layers} of {_short(counts['transformer.layers'] / layers)}"}
     rows = [(name, _short(count), notes.get(name, "")) for name, count in counts.items()]
     rows.append(("all", _short(sum(counts.values())), f"{sum(counts.values()):,}"))
-    rows.append((FROZEN[:-1], _short(_count(model.frame_tokenizer)), "trained before, kept as it is"))
+    rows.append((FRAMES[:-1], _short(_count(model.frame_tokenizer)), "trained before, kept as it is"))
     return "parameters\n" + _table(rows)
 
 
@@ -76,8 +77,9 @@ def _memory(model: WorldModel, by_optimizer: ByOptimizer, precision: torch.dtype
     return (
         f"memory a device, GiB ({str(precision).removeprefix('torch.')} arithmetic; all that is kept is float32)\n"
         + _table(rows)
-        + f"\n  Activations come on top, as a share of `batch` has them, and what Muon's step takes for a moment. The "
-        f"first of\n  several devices also holds the whole model, {_gib(whole)} GiB, while it measures and exports."
+        + "\n  Activations come on top, as a share of `batch` has them, and what Muon's step takes for a moment."
+        + f"\n  Of several processes the first also holds the whole model, {_gib(whole)} GiB, on its device while it "
+        + "measures and\n  exports, and each builds the whole model in the memory of its machine while it starts."
     )
 
 
@@ -85,7 +87,7 @@ def _spread(model: WorldModel) -> str:
     named, several = units(model), DEVICES[1:]
     first, last = list(named)[0], list(named)[-1].rpartition(".")[2]
     inside = {p for unit in named.values() for p in unit.parameters()}
-    rest = {name: p for name, p in model.named_parameters() if p not in inside and not name.startswith(FROZEN)}
+    rest = {name: p for name, p in model.named_parameters() if p not in inside and not name.startswith(FRAMES)}
 
     def rows(parameters: Iterable[tuple[str, Tensor]]) -> list[tuple[str, ...]]:
         return [
@@ -98,7 +100,7 @@ def _spread(model: WorldModel) -> str:
     lines += rows(named[first].named_parameters())
     lines.append(("the rest, gathered from the start of a step to the end of its backward pass",))
     lines += rows(rest.items())
-    lines.append((f"{FROZEN[:-1]}, whole on every device",))
+    lines.append((f"{FRAMES[:-1]}, whole on every device",))
     return "sharding plan: rows that a device holds of every parameter, its gradient and its moments\n" + _table(lines)
 
 

@@ -121,7 +121,7 @@ def new_model(
     return model, text.within(vocab.text)
 
 
-def outline(config: TrainConfig) -> WorldModel:
+def meta_model(config: TrainConfig) -> WorldModel:
     """The model of a training from nothing, with its weights on the meta device, where they take neither memory nor
     time. It is of the first episode of `data`; what the others add, such as ids of their instructions, is a few rows.
 

@@ -25,6 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from world_model.checkpoint import FRAMES
 from world_model.model import WorldModel
 from world_model.training.loss import Losses
 
@@ -32,7 +33,6 @@ FROM_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT
 TELLTALE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")  # the others are set for other reasons too
 PATIENCE = timedelta(hours=2)  # with a process that measures or writes while the others wait
 SETTLE = 5.0  # seconds in which torchrun ends the others once the first has failed
-FROZEN = "frame_tokenizer."  # prefix of what is not trained and so not spread: every process holds it
 
 
 # -------------------------------------------------------------------------------------------------- processes
@@ -40,12 +40,12 @@ FROZEN = "frame_tokenizer."  # prefix of what is not trained and so not spread: 
 
 @dataclass(frozen=True)
 class Processes:
-    """Those that train together. rank: the number of this one. device: where it computes. mesh: over which weights are
-    spread; None for one that was started without torchrun."""
+    """Those that train together. device: where this one computes. rank: its number. world_size: how many there are.
+    mesh: over which weights are spread; None for a process that was started without torchrun."""
 
     device: torch.device
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     mesh: DeviceMesh | None = None
 
     @property
@@ -59,7 +59,7 @@ class Processes:
 
     def share(self, batch: int) -> slice:
         """The windows of a batch that are this one's."""
-        each = batch // self.count
+        each = batch // self.world_size
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def agree(self, value: float) -> float:
@@ -79,7 +79,7 @@ class Processes:
         """The losses of the batch, from those of everyone's share."""
         if self.alone:
             return losses
-        flat = torch.stack([losses.total.detach() / self.count, *losses.sums.values(), *losses.counts.values()])
+        flat = torch.stack([losses.total.detach() / self.world_size, *losses.sums.values(), *losses.counts.values()])
         dist.all_reduce(flat)
         total, *rest = flat.unbind()
         middle = len(losses.sums)
@@ -95,13 +95,13 @@ def join(device: torch.device, batch: int, env: Mapping[str, str] = os.environ) 
     """
     if not any(name in env for name in TELLTALE):
         return Processes(device)
-    rank, count, local = _read(env)
-    if batch % count:
-        why = f"{count} processes are more than `batch`, {batch} windows" if count > batch else (
-            f"{count} processes cannot share `batch`, {batch} windows, evenly"
+    rank, size, local = _read(env)
+    if batch % size:
+        why = f"{size} processes are more than `batch`, {batch} windows" if size > batch else (
+            f"{size} processes cannot share `batch`, {batch} windows, evenly"
         )  # fmt: skip
-        smaller = max(n for n in range(1, min(batch, count) + 1) if batch % n == 0)
-        larger = -(-batch // count) * count
+        smaller = max(n for n in range(1, min(batch, size) + 1) if batch % n == 0)
+        larger = -(-batch // size) * size
         raise ValueError(
             f"{why}: start {smaller} (torchrun's --nproc-per-node, times --nnodes) or set `batch={larger}`"
         )
@@ -120,11 +120,11 @@ def join(device: torch.device, batch: int, env: Mapping[str, str] = os.environ) 
         backend, bound = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device.type)}", device
     if not dist.is_initialized():
         dist.init_process_group(backend, timeout=PATIENCE, device_id=bound)
-    return Processes(device, rank, count, init_device_mesh(device.type, (count,)))
+    return Processes(device, rank, size, init_device_mesh(device.type, (size,)))
 
 
 def _read(env: Mapping[str, str]) -> tuple[int, int, int]:
-    """Number of this process, of all, and its number on this machine."""
+    """Rank of this process, how many there are, and its rank on this machine."""
     missing = [name for name in FROM_TORCHRUN if not env.get(name)]
     wrong = [name for name in FROM_TORCHRUN[:3] if name not in missing and not env[name].isdigit()]
     if missing or wrong:
@@ -132,7 +132,7 @@ def _read(env: Mapping[str, str]) -> tuple[int, int, int]:
         what = f"{', '.join(missing)} {are} missing" if missing else f"{wrong[0]} is {env[wrong[0]]!r}"
         given = ", ".join(name for name in TELLTALE if name in env)
         raise ValueError(
-            f"{given} say that this is one of several processes, but {what}. Start them with `torchrun "
+            f"by {given} this is one of several processes, but {what}. Start them with `torchrun "
             f"--nproc-per-node=N -m world_model.train ...`, or unset {given} to train with one"
         )
     return tuple(int(env[name]) for name in FROM_TORCHRUN[:3])
@@ -171,14 +171,14 @@ class Replica:
     """The whole model, for the first process to measure and export; of one process alone, the model itself."""
 
     def __init__(self, model: WorldModel, processes: Processes):
-        """To be made of a model before `spread`."""
+        """model: before it is sharded, or else nothing can be copied of it."""
         self.model, self.processes = model, processes
         self._outline = None if processes.alone else self._empty(model)
 
     @staticmethod
     def _empty(model: WorldModel) -> WorldModel:
         """The same model with its weights on the meta device, where they take no memory, and with its tokenizer."""
-        trained = [p for name, p in model.named_parameters() if not name.startswith(FROZEN)]
+        trained = [p for name, p in model.named_parameters() if not name.startswith(FRAMES)]
         memo = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in trained}
         return copy.deepcopy(model, {**memo, id(model.frame_tokenizer): model.frame_tokenizer})
 
@@ -198,16 +198,15 @@ class Replica:
         return whole.to(self.processes.device).eval()
 
 
-def spread(model: WorldModel, processes: Processes) -> Replica:
-    """Spread a model over the processes, in its place; nothing happens to one of a process alone."""
+def shard(model: WorldModel, processes: Processes) -> Replica:
+    """Spread a model over the processes, in place; nothing happens to one of a process alone."""
     replica = Replica(model, processes)
     if processes.alone:
         return replica
-    # It tells that hooks on the keys and values that a block returns beside its hidden states would be lost by writing
-    # into those, which nothing does.
+    # It warns that who changes in place the keys and values that a block returns takes its hooks away; nobody does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     model.frame_tokenizer.to(processes.device)
-    ignored = {p for name, p in model.named_parameters() if name.startswith(FROZEN)}
+    ignored = {p for name, p in model.named_parameters() if name.startswith(FRAMES)}
     # A block computes in `model.precision` anyway, so to gather its weights in it halves what is sent and changes
     # nothing; what is already of that type need not be cast, nor its frozen segments rebuilt.
     narrow = {"param_dtype": model.precision, "reduce_dtype": torch.float32} if model.precision != torch.float32 else {}

@@ -22,7 +22,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from envs.data.files import sync_folder, temporary_name, to_json, write_whole
 from world_model import checkpoint
@@ -40,9 +42,6 @@ def are_in(folder: Path) -> bool:
 def save(folder: Path, meta: dict, model: WorldModel, optimizer: MuonAdamW, processes: Processes) -> None:
     """Write a folder, in the place of one that a killed run left. All processes call it. CheckpointError where the disk
     refuses."""
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.api import CheckpointException
-
     beside = Path(_of_first(str(temporary_name(folder))))
     try:
         if processes.first:
@@ -64,18 +63,18 @@ def save(folder: Path, meta: dict, model: WorldModel, optimizer: MuonAdamW, proc
     except (CheckpointException, OSError) as error:
         if processes.first:
             shutil.rmtree(beside, ignore_errors=True)
-        raise CheckpointError(f"cannot write {folder}: {_why(error)}. What was written before is whole") from error
+        raise CheckpointError(
+            f"cannot write {folder}: {_why(error)}. What was written before is whole; free some space or mend the "
+            "folder, and run the same command again"
+        ) from error
 
 
 def load(folder: Path, model: WorldModel, optimizer: MuonAdamW, processes: Processes) -> None:
     """Take up what `save` wrote, or what a process alone did. All processes call it. CheckpointError where it is
     damaged or of another model."""
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.api import CheckpointException
-
     hashes, _ = checkpoint.read_hashes(folder)
     there = sorted(name for name in hashes if (folder / name).exists())
-    found = _hashes(folder, there[processes.rank :: processes.count], processes)
+    found = _hashes(folder, there[processes.rank :: processes.world_size], processes)
     for name in sorted(hashes):
         if found.get(name) != hashes[name]:
             raise CheckpointError(
@@ -130,7 +129,7 @@ def _hashes(folder: Path, names: Iterable[str], processes: Processes) -> dict[st
             mine[name] = hashlib.file_digest(file, "sha256").hexdigest()
     if processes.alone:
         return mine
-    everyone: list[dict[str, str]] = [{}] * processes.count
+    everyone: list[dict[str, str]] = [{}] * processes.world_size
     dist.all_gather_object(everyone, mine)
     return {name: value for part in everyone for name, value in part.items()}
 

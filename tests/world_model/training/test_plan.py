@@ -10,7 +10,7 @@ from tests.conftest import synthetic_episode
 from tests.world_model.runs import read_config, save_tokenizer
 from world_model import train
 from world_model.training import plan
-from world_model.training.preparation import outline
+from world_model.training.preparation import meta_model
 
 
 def test_a_dry_run_of_8_billion_parameters_allocates_none(tmp_path, monkeypatch):
@@ -24,7 +24,7 @@ def test_a_dry_run_of_8_billion_parameters_allocates_none(tmp_path, monkeypatch)
     monkeypatch.setattr(EpisodeStore, "read", lambda *given, **more: names.append(given[1]) or read(*given, **more))
     began = time.process_time()
     config = read_config(tmp_path, "model=8B", "dry_run=true", "precision=bf16")
-    model, said = outline(config), train.dry_run(config)
+    model, said = meta_model(config), train.dry_run(config)
     assert time.process_time() - began < 10 and names == ["episode-0"] * 2
     assert {p.device.type for p in model.parameters()} == {"meta"}
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -20,7 +20,7 @@ def test_without_torchrun_there_is_one():
     losses = Losses(torch.ones(()), {"a": torch.ones(())}, {"a": torch.ones(())})
     assert processes.whole_batch(losses) is losses and processes.agree(0.1) == 0.1
     model = torch.nn.Linear(2, 2)
-    assert sharding.spread(model, processes).gather() is model
+    assert sharding.shard(model, processes).gather() is model
 
 
 def test_shares_are_the_batch():
@@ -32,8 +32,8 @@ def test_shares_are_the_batch():
 @pytest.mark.parametrize(
     ("changed", "batch", "message"),
     [
-        ({"MASTER_PORT": None}, 8, "RANK, WORLD_SIZE, LOCAL_RANK say .* but MASTER_PORT is missing.*torchrun .*unset"),
-        ({"RANK": None, "LOCAL_RANK": None}, 8, "WORLD_SIZE say.* but RANK, LOCAL_RANK are missing"),
+        ({"MASTER_PORT": None}, 8, "by RANK, WORLD_SIZE, LOCAL_RANK .* but MASTER_PORT is missing.*torchrun .*unset"),
+        ({"RANK": None, "LOCAL_RANK": None}, 8, "by WORLD_SIZE this .* but RANK, LOCAL_RANK are missing"),
         ({"WORLD_SIZE": "two"}, 8, "WORLD_SIZE is 'two'"),
         ({"WORLD_SIZE": "16"}, 8, "16 processes are more than `batch`, 8 windows: start 8 .*or set `batch=16`"),
         ({"WORLD_SIZE": "3"}, 8, "3 processes cannot share `batch`, 8 windows, evenly: start 2 .*or set `batch=9`"),
