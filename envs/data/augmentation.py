@@ -110,7 +110,8 @@ class Change:
 
     def __getitem__(self, part: slice) -> Change:
         """What is done to some of the samples."""
-        return replace(self, colours=self.colours[part], shift=self.shift[part])
+        noise = None if self.noise is None else self.noise[part]
+        return replace(self, colours=self.colours[part], shift=self.shift[part], noise=noise)
 
     def images(self, camera: str, images: Tensor, told: np.ndarray | None = None) -> Tensor:
         """Images of one camera (n, ..., h, w, 3) u8 -> the same shape. told: the poses (n, ..., 8) that it had then,

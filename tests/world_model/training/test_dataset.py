@@ -175,7 +175,8 @@ def test_shares_of_a_batch_are_the_batch(told):
     dataset = replace(viewed, views=replace(viewed.views, count=np.where(np.arange(len(viewed)) < 50, 2, 0)))
     rng = torch.Generator().manual_seed(0)
     starts, strides = np.array([3, 30, 60, 90]), np.full((4, 2), model.strides[-1])
-    change, choice = Augmentation(share=1.0).draw(4, rng), replace(Viewpoints(swap=0.5).choose(4, rng), draws=True)
+    change = Augmentation(share=1.0, noise=0.1).draw(4, rng, model.spec)
+    choice = replace(Viewpoints(swap=0.5).choose(4, rng), draws=True)
     whole, *halves = (
         dataset.batch(starts, 2, change, strides, choice, share) for share in (slice(None), slice(2), slice(2, 4))
     )
