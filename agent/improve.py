@@ -1,6 +1,7 @@
 """Teach a checkpoint what its own search finds: act, keep what succeeds, train on it, and again.
 
-    python -m agent.improve env=lift checkpoint=checkpoints/nextstate-few-lift data=data/lift rounds=2 out=outputs/mine
+    python -m agent.improve env=lift checkpoint=checkpoints/nextstate-few-lift data=data/lift \\
+        '+train.coefs=[4,4,4,2,2,2]' out=outputs/mine
 
 In every round `policy` (the planner, unless told otherwise) attempts the task in MuJoCo, and with `dreams` also in the
 model's imagination, where the simulator verifies what succeeds. No demonstrator is asked: the label of a step is what
