@@ -41,7 +41,7 @@ def rerun():
 
 
 @pytest.fixture
-def config(over_the_table, untrained, tmp_path) -> EvaluateConfig:
+def unrecorded(over_the_table, untrained, tmp_path) -> EvaluateConfig:
     """A search on two starts."""
     policy = PolicyConfig(
         name="planner", execute=4, checkpoint=str(untrained), device="cpu",
@@ -49,8 +49,14 @@ def config(over_the_table, untrained, tmp_path) -> EvaluateConfig:
     )  # fmt: skip
     return EvaluateConfig(
         env=over_the_table, policy=policy, seed=3, episodes=2, out=str(tmp_path / "run"), workers=0, robots=2,
-        keep=True, rerun=str(tmp_path / "run.rrd"),
+        keep=True,
     )  # fmt: skip
+
+
+@pytest.fixture
+def config(rerun, unrecorded, tmp_path) -> EvaluateConfig:
+    """The same, recorded."""
+    return replace(unrecorded, rerun=str(tmp_path / "run.rrd"))
 
 
 def read(rerun, path: str | Path) -> dict[str, dict[str, dict[int, np.ndarray]]]:
@@ -176,9 +182,9 @@ def test_what_is_left_is_said(rerun, reach, tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "report.json").read_text())["episodes"] == 2
 
 
-def test_what_is_missing_is_said(config, monkeypatch):
+def test_what_is_missing_is_said(unrecorded, monkeypatch):
     """Catches a traceback, or an hour's run that ends without its recording, where rerun-sdk is not installed."""
     monkeypatch.setitem(sys.modules, "rerun", None)  # as if it were not there
     monkeypatch.delitem(sys.modules, "agent.viz.recording", raising=False)
     with pytest.raises(RunError, match=r"^rerun=FILE.rrd needs rerun-sdk: pip install 'nextstate\[rerun\]'$"):
-        replace(config, episodes=3)
+        replace(unrecorded, rerun="run.rrd")
