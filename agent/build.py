@@ -23,7 +23,7 @@ from policies.disturbed import Disturbed
 from policies.scripted.perturbed import Perturbed
 
 LEARNED = ("model", "planner", "learned")
-POLICIES = ("random", "play", "scripted", "perturbed", "branch", *LEARNED, "oracle", "server", "plugin")
+POLICIES = ("random", "play", "scripted", "perturbed", "branch", *LEARNED, "oracle", "server", "lerobot", "plugin")
 MODEL_FREE = {"random": "policies.exploration:RandomPolicy", "play": "policies.scripted.play:Play"}
 
 
@@ -63,14 +63,16 @@ class PolicyConfig:
     target: `module:Name` of a policy of your own (plugin). options: of its constructor, beside `spec`, which a
     constructor with a parameter of that name is given.
     checkpoint: folder (model, planner, learned).  execute: control steps before the next decision (and oracle, random);
-    None where the server says it (server).
+    None where the server (server) or the policy itself (lerobot) says it.
     device: auto, cpu or cuda.                decode: parallel or autoregressive, how futures are imagined (planner).
     planner, objective: fields of PlannerConfig and Objective (agent.planning) that differ; `objective.target` is a
     `module:Name` of your own, called with its other settings.
     perturb: fields of policies.scripted.perturbed.Perturbed that differ (perturbed, branch).
     then: expert, model or planner, who takes over from play (play).
     disturb: fields of policies.disturbed.Disturbed that differ, of any policy: its commands then arrive changed.
-    address: ws://HOST:PORT, timeout_s: of a decision there, keys: see policies.remote.messages.Keys (server).
+    address: ws://HOST:PORT (server), timeout_s: of a decision there, keys: see policies.remote.messages.Keys (server,
+    lerobot).
+    folder: of a pretrained policy of LeRobot's, python: the interpreter that has LeRobot, None for this one (lerobot).
     branch: fields of BranchConfig (agent.collection.branching) that differ (branch, a way to collect and no policy).
     """
 
@@ -90,6 +92,8 @@ class PolicyConfig:
     address: str = ""
     timeout_s: float = 30.0
     keys: Mapping[str, str] = field(default_factory=dict)
+    folder: str = ""
+    python: str | None = None
 
     def __post_init__(self) -> None:
         if self.name not in POLICIES:
@@ -101,7 +105,9 @@ class PolicyConfig:
                 "policy=server needs policy.address=ws://HOST:PORT and a positive policy.timeout_s, got "
                 f"{self.address!r} and {self.timeout_s}"
             )
-        if self.execute is None and self.name != "server":
+        if self.name == "lerobot" and not (self.folder and self.timeout_s > 0):
+            raise ValueError("policy=lerobot:FOLDER needs a folder, and a positive policy.timeout_s")
+        if self.execute is None and self.name not in ("server", "lerobot"):
             raise ValueError(f"policy={self.name} needs policy.execute, control steps before it looks again")
         if self.then not in ("", "expert", *LEARNED):
             raise ValueError(f"`then` must be expert, {' or '.join(LEARNED)}, got {self.then!r}")
@@ -238,6 +244,12 @@ def make_policy(config: PolicyConfig, env: EnvConfig, envs: VectorEnv) -> Policy
             from policies.remote.client import ServerPolicy  # needs the extra `serve`, and says so
 
             return ServerPolicy(config.address, spec, config.execute, config.timeout_s, config.keys)
+        case "lerobot":
+            from policies.remote.lerobot_policy import lerobot_policy  # needs the extra `serve`, and says so
+
+            return lerobot_policy(
+                config.folder, spec, config.python, config.execute, config.device, config.timeout_s, config.keys
+            )
         case "branch":
             raise ValueError("policy=branch is for agent.collect: it records several futures of one state")
     # the rest needs torch, which collecting from an expert does without

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from agent.build import RunConfig, make_envs, make_expert, make_policy, require_expert
 from agent.collection.branching import BranchConfig, branch, uncertainty_of
-from agent.evaluation.provenance import checkpoint_identity
+from agent.evaluation.provenance import by_content, identity
 from agent.launch import processes
 from agent.launch.command import claimed, clear_errors, start, versions
 from envs import preflight
@@ -68,11 +68,9 @@ class CollectConfig(RunConfig):
         """What must be the same for episodes to stand in one folder; a checkpoint is told by its content."""
         # What is empty says nothing: a setting that is added one day must not part folders that it does not concern.
         env, policy = (
-            {name: value for name, value in asdict(part).items() if value not in ("", {}, None, ())}
-            for part in (self.env, self.policy)
+            {name: value for name, value in part.items() if value not in ("", {}, None, ())}
+            for part in (asdict(self.env), by_content(self.policy, identity(self.policy)))
         )
-        if self.policy.learned:
-            policy["checkpoint"] = checkpoint_identity(self.policy.checkpoint)["sha256"]
         return {"env": env, "policy": policy} | ({} if self.states == "whole" else {"states": self.states})
 
 

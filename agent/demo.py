@@ -23,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from agent.build import EnvConfig, PolicyConfig, RunConfig, env_config, make_envs, make_policy
-from agent.evaluate import Outcome, identity, make_report, table
+from agent.evaluate import Outcome, make_report, table
+from agent.evaluation.provenance import identity
 from agent.launch.command import clear_errors, command_line, start
 from agent.planning.planner import Plan
 from agent.planning.policies import ModelPolicy, PlanningPolicy

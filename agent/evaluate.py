@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from agent.build import PolicyConfig, RunConfig, make_envs, make_policy
-from agent.evaluation.provenance import checkpoint_identity, provenance
+from agent.evaluation.provenance import by_content, identity, provenance
 from agent.evaluation.statistics import wilson
 from agent.launch import processes
 from agent.launch.command import RunError, claimed, clear_errors, command_line, start
@@ -123,8 +123,7 @@ def evaluate(config: EvaluateConfig, command: str) -> dict[str, Any]:
     with closing(make_envs(config.env)) as envs:  # wrong settings are found here, before any process starts
         criterion, instruction = envs.get_attr("criterion")[0], envs.get_attr("instruction")[0]
     checkpoint = identity(config.policy)
-    # a checkpoint is told by its content, whatever path leads to it
-    policy = asdict(replace(config.policy, checkpoint=checkpoint["sha256"] if checkpoint else ""))
+    policy = by_content(config.policy, checkpoint)
     out = Path(config.out)
     log, label = out / "outcomes.jsonl", f"{config.policy.label} on {config.env.label}"
     with claimed(out, "evaluate.json", {"env": asdict(config.env), "policy": policy}, used=log.exists):
@@ -187,16 +186,6 @@ def make_report(
         "instruction": instruction,
         "command": command,
     }
-
-
-def identity(policy: PolicyConfig) -> dict[str, str] | None:
-    """Name and sha256 of a learned policy's checkpoint, or of a served one's where the server tells it; None for any
-    other. RunError where there is none."""
-    if policy.name == "server":
-        from policies.remote.client import served_checkpoint
-
-        return served_checkpoint(policy.address, policy.timeout_s)
-    return checkpoint_identity(policy.checkpoint) if policy.learned else None
 
 
 def computed_on(policy: PolicyConfig) -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import process_time
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from agent.build import RunConfig, make_env, make_envs, make_policy
 from agent.collection.imagining import Dream, Keep, dreams, replayed
-from agent.evaluation.provenance import checkpoint_identity, provenance
+from agent.evaluation.provenance import by_content, checkpoint_identity, identity, provenance
 from agent.evaluation.starts import ResetStarts, scene_in
 from agent.evaluation.statistics import wilson
 from agent.launch import processes
@@ -77,10 +77,10 @@ class GenerateConfig(RunConfig):
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for episodes to stand in one folder; checkpoints and starts are told by content."""
         files = {"imagines": checkpoint_identity(self.imagines)["sha256"]}
-        if self.policy.learned:
-            files["checkpoint"] = checkpoint_identity(self.policy.checkpoint)["sha256"]
+        if told := identity(self.policy):
+            files["checkpoint"] = told["sha256"]
         settings = {
-            "env": asdict(self.env), "policy": asdict(replace(self.policy, checkpoint="")), "verify": self.verify,
+            "env": asdict(self.env), "policy": by_content(self.policy, None), "verify": self.verify,
             "keep": {"success": self.keep.success, "value": str(self.keep.value), "uncertainty": self.keep.uncertainty},
             "frames": self.frames,
         }  # fmt: skip
@@ -210,7 +210,7 @@ def make_report(config: GenerateConfig, done: list[Generated], command: str) -> 
         "split": config.env.split,
         "starts": "resets" if not config.starts else f"{len(config.starts)} folders",
         "imagined_by": checkpoint_identity(config.imagines),
-        "checkpoint": checkpoint_identity(config.policy.checkpoint) if config.policy.learned else None,
+        "checkpoint": identity(config.policy),
         "policy": config.policy.label,
         "env": {"id": config.env.id, "options": dict(config.env.options)},
         "provenance": provenance(config.policy.device, None),

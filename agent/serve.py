@@ -20,7 +20,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from agent.build import EnvConfig, PolicyConfig, env_config, load_policy, make_envs, make_policy
-from agent.evaluation.provenance import checkpoint_identity
+from agent.evaluation.provenance import identity
 from agent.launch.command import clear_errors, start, versions
 from envs import preflight
 from envs.data.settings import from_settings
@@ -75,7 +75,7 @@ def service_of(config: ServeConfig) -> Service:
 
     about = {
         "policy": config.policy.label, "version": versions("nextstate")["nextstate"],
-        "checkpoint": checkpoint_identity(config.policy.checkpoint) if config.policy.learned else None,
+        "checkpoint": identity(config.policy),
     }  # fmt: skip
     return Service(
         host=config.host, port=config.port, most=config.batch, wait_s=config.batch_wait_s,

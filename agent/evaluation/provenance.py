@@ -7,11 +7,16 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.launch.command import RunError, versions
 from agent.launch.processes import available_cores
+
+if TYPE_CHECKING:
+    from agent.build import PolicyConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("nextstate", "torch", "mujoco", "robosuite", "gymnasium", "numpy", "scipy")
@@ -75,6 +80,38 @@ def checkpoint_identity(folder: str | os.PathLike[str]) -> dict[str, str]:
             "Give checkpoint=FOLDER, or make one with `make train`."
         ) from error
     return {"name": folder.resolve().name, "sha256": hashlib.sha256(manifest).hexdigest()}
+
+
+def identity(policy: PolicyConfig) -> dict[str, str] | None:
+    """Name and sha256 of a learned policy's checkpoint, or of a served one's where the server tells it; None for any
+    other. RunError where there is none."""
+    if policy.name == "server":
+        from policies.remote.client import served_checkpoint
+
+        return served_checkpoint(policy.address, policy.timeout_s)
+    if policy.name == "lerobot":
+        return folder_identity(policy.folder)
+    return checkpoint_identity(policy.checkpoint) if policy.learned else None
+
+
+def by_content(policy: PolicyConfig, known: Mapping[str, str] | None) -> dict[str, Any]:
+    """A policy's settings, in which what `identity` knows of its files stands for the paths that lead to them."""
+    return {**asdict(policy), "checkpoint": known["sha256"] if known else "", "folder": "", "python": None}
+
+
+def folder_identity(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """As `checkpoint_identity`, of a folder without a manifest: `sha256` is of the names and contents of the files that
+    make the policy. RunError where there are none."""
+    folder, sums = Path(folder), []
+    try:
+        for path in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors")):
+            with open(path, "rb") as file:
+                sums.append(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n")
+    except OSError as error:
+        raise RunError(f"there is no policy in {folder} ({error.strerror})") from error
+    if not sums:
+        raise RunError(f"there is no policy in {folder} (it holds neither .json nor .safetensors)")
+    return {"name": folder.resolve().name, "sha256": hashlib.sha256("".join(sums).encode()).hexdigest()}
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -69,10 +69,20 @@ def start(main: Callable[[], None]) -> None:
 
     The body of `main` still needs `clear_errors`: of an error that leaves it Hydra prints a line of its own.
     """
+    sys.argv[1:] = [setting for typed in sys.argv[1:] for setting in spelled_out(typed)]
     os.environ.setdefault(OURS, os.environ.get(HYDRAS, "0"))
     os.environ[HYDRAS] = "1"  # Hydra then raises what it would print in seven lines
     with clear_errors():
         main()
+
+
+def spelled_out(setting: str) -> list[str]:
+    """What Hydra takes for `policy=lerobot:FOLDER`, and any other setting as it is."""
+    name, short, folder = setting.partition("=lerobot:")
+    if not short or name != "policy":
+        return [setting]
+    quoted = folder.replace("'", "\\'")
+    return ["policy=lerobot", f"policy.folder='{quoted}'"]
 
 
 def command_line(module: str, overrides: Sequence[str]) -> str:
@@ -154,7 +164,7 @@ def differences(found: Any, wanted: Any, name: str = "") -> list[str]:
             for key in sorted(found.keys() | wanted.keys())
             for text in differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
         ]
-    if found == wanted:
+    if found == wanted or (found is None and wanted in ("", {}, [])):  # one that is added later, and says nothing here
         return []
     return [f"{name}: {to_json(found, indent=None)} against {to_json(wanted, indent=None)}"]
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from agent import evaluate as command
 from agent.build import PolicyConfig
 from agent.evaluate import EvaluateConfig, evaluate, read_outcomes, table
 from agent.launch.command import RunError
+from envs.sim.table import SPEC
+from tests.pretrained import find_lookalike, pretrained
 from world_model.training.sources import open_sources
 
 FIELDS = {
@@ -152,3 +155,18 @@ def test_kept_episodes_are_those_that_were_counted(config, tmp_path):
     (source,) = open_sources({"data": [str(kept.root)]})
     with pytest.raises(ValueError, match="split=unseen, which is for evaluation alone"):
         next(source.each())
+
+
+def test_a_policy_of_lerobots(reach, tmp_path, monkeypatch):
+    """Catches robots that share a policy's memory, a report that does not say which policy it was, and one that has to
+    begin anew because a folder was moved."""
+    pytest.importorskip("websockets", reason="pip install 'nextstate[serve]'")
+    folder, python = pretrained(tmp_path / "mine", SPEC), find_lookalike(monkeypatch)
+    policy = PolicyConfig(name="lerobot", folder=folder, python=python, execute=None)
+    config = EvaluateConfig(env=reach, policy=policy, seed=10, episodes=4, out=str(tmp_path / "run"), workers=0)
+    report = evaluate(config, "c")
+    together = evaluate(replace(config, robots=3, out=str(tmp_path / "three")), "c")
+    assert together["outcomes"] == report["outcomes"]
+    assert len({o["progress"] for o in report["outcomes"]}) == 4 and report["checkpoint"]["name"] == "mine"
+    moved = replace(policy, folder=shutil.move(folder, tmp_path / "moved"), python="/no/python")
+    assert evaluate(replace(config, policy=moved), "c")["outcomes"] == report["outcomes"]

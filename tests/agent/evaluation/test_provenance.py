@@ -2,11 +2,13 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
 
-from agent.evaluation.provenance import checkpoint_identity, commit, cpu_name, provenance
+from agent.build import PolicyConfig
+from agent.evaluation.provenance import by_content, checkpoint_identity, commit, cpu_name, identity, provenance
 from agent.launch.command import RunError
 
 
@@ -81,3 +83,25 @@ def test_a_checkpoint_is_what_it_holds(tmp_path, monkeypatch):
     assert checkpoint_identity(folder)["sha256"] != first["sha256"]
     with pytest.raises(RunError, match=r"there is no checkpoint in .*none.*Give checkpoint=FOLDER"):
         checkpoint_identity(tmp_path / "none")
+
+
+def test_a_folder_without_a_manifest_is_what_it_holds(tmp_path):
+    """Catches outcomes of two policies under one name, or of one that was moved or has got a card under two."""
+    folder = tmp_path / "a" / "act"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_text("weights")
+    shutil.copytree(folder, tmp_path / "b")
+    policy = PolicyConfig(name="lerobot", folder=str(folder), execute=None, python="/one/python")
+    first = identity(policy)
+    (tmp_path / "b" / "README.md").write_text("a card")
+    moved = replace(policy, folder=str(tmp_path / "b"), python="/other/python")
+    assert first["name"] == "act" and identity(moved)["sha256"] == first["sha256"]
+    assert by_content(policy, first) == by_content(moved, identity(moved))
+    assert by_content(policy, first)["checkpoint"] == first["sha256"]
+    (folder / "model.safetensors").write_text("others")
+    assert identity(policy)["sha256"] != first["sha256"]
+    (tmp_path / "empty").mkdir()
+    for none in ("none", "empty"):
+        with pytest.raises(RunError, match=f"there is no policy in .*{none}"):
+            identity(replace(policy, folder=str(tmp_path / none)))

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from agent.launch.command import STOPPED, claim, claimed, clear_errors, command_line, differences, versions
+from agent.launch.command import STOPPED, claim, claimed, clear_errors, command_line, differences, spelled_out, versions
 from envs.data.store import EpisodeError
 
 ROOT = Path(__file__).parents[3]
@@ -145,6 +146,21 @@ def test_differences():
     """Catches a message that says that something differs and not what."""
     found = differences({"a": 1, "policy": {"name": "b", "x": 1}}, {"policy": {"name": "c", "x": 1}, "z": None})
     assert found == ["a: 1 against null", 'policy.name: "b" against "c"']
+
+
+def test_a_setting_that_is_added_later():
+    """Catches a run that cannot be gone on with, because this version knows a setting more, which says nothing."""
+    assert not differences({"policy": {"name": "b"}}, {"policy": {"name": "b", "folder": "", "keys": {}, "of": None}})
+    assert differences({"a": 1}, {"a": 1, "n": 0, "on": False}) == ["n: null against 0", "on: null against false"]
+
+
+@pytest.mark.parametrize("folder", ["outputs/act", "a=b:c, {d}", "it's $mine", "/tmp/with space/[1]"])
+def test_a_policy_of_lerobots_in_short(folder):
+    """Catches a folder's name that Hydra reads as something else, and other settings that are changed."""
+    parsed = OverridesParser.create().parse_overrides(spelled_out(f"policy=lerobot:{folder}"))
+    assert [(o.key_or_group, o.value()) for o in parsed] == [("policy", "lerobot"), ("policy.folder", folder)]
+    for other in ("policy=model", "policy.name=lerobot:x", "out=lerobot:x", "policy=lerobot"):
+        assert spelled_out(other) == [other]
 
 
 def start_with(folder: Path, value: int, barrier, results) -> None:
