@@ -6,6 +6,7 @@ import fcntl
 import importlib.metadata
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,8 +82,9 @@ def spelled_out(setting: str) -> list[str]:
     name, short, folder = setting.partition("=lerobot:")
     if not short or name != "policy":
         return [setting]
-    quoted = folder.replace("'", "\\'")
-    return ["policy=lerobot", f"policy.folder='{quoted}'"]
+    if not re.fullmatch(r"[\w.-]*/[\w./-]*", folder):  # which Hydra would take for something else than a text
+        folder = "'" + folder.replace("'", "\\'") + "'"
+    return ["policy=lerobot", f"policy.folder={folder}"]
 
 
 def command_line(module: str, overrides: Sequence[str]) -> str:

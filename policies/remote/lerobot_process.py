@@ -59,7 +59,7 @@ class Robot:
         self.asked += 1
         batch = {key: tensor(request, key) for key in inputs_of(self.policy.config, self.before)}
         config = self.policy.config
-        mixed = torch.autocast(torch.device(config.device).type) if config.use_amp else nullcontext()
+        mixed = torch.autocast(torch.device(config.device).type) if getattr(config, "use_amp", False) else nullcontext()
         with torch.inference_mode(), mixed:
             batch = self.before({**batch, "task": [task]})
             # The first call plans, and those after it go on with the plan, as in LeRobot's own evaluation.

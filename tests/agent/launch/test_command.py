@@ -154,7 +154,7 @@ def test_a_setting_that_is_added_later():
     assert differences({"a": 1}, {"a": 1, "n": 0, "on": False}) == ["n: null against 0", "on: null against false"]
 
 
-@pytest.mark.parametrize("folder", ["outputs/act", "a=b:c, {d}", "it's $mine", "/tmp/with space/[1]"])
+@pytest.mark.parametrize("folder", ["outputs/act", "12", "a=b:c, {d}", "it's $mine", "/tmp/with space/[1]"])
 def test_a_policy_of_lerobots_in_short(folder):
     """Catches a folder's name that Hydra reads as something else, and other settings that are changed."""
     parsed = OverridesParser.create().parse_overrides(spelled_out(f"policy=lerobot:{folder}"))
