@@ -140,15 +140,18 @@ class TrainConfig:
 # -------------------------------------------------------------------------------------------------- training
 
 
-def batch_starts(config: TrainConfig, rows: int, step: int) -> np.ndarray:
-    """Which windows step number `step` learns from, (batch,): shuffled anew each epoch. The step alone decides."""
-    place = step * config.batch + np.arange(config.batch)
-    return np.array([_shuffled(rows, config.seed, int(p // rows))[p % rows] for p in place])
+def batch_starts(config: TrainConfig, rows: int, step: int, copies: int = 1) -> np.ndarray:
+    """Which windows step number `step` learns from, (batch,): shuffled anew each epoch, which shows each in the next
+    of its copies. The step alone decides."""
+    epoch, place = np.divmod(step * config.batch + np.arange(config.batch), rows)
+    starts = np.array([_shuffled(rows, config.seed, e)[p] for e, p in zip(epoch.tolist(), place, strict=True)], int)
+    return (epoch + starts) % copies * rows + starts
 
 
 @lru_cache(maxsize=2)
 def _shuffled(rows: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(rows)
+    """Of half the size that it would have by itself, in the same order: it grows with the data."""
+    return np.random.default_rng((seed, epoch)).permutation(np.arange(rows, dtype=np.int32))
 
 
 def draw_strides(shares: Tensor, model: WorldModel, config: TrainConfig, rng: torch.Generator) -> np.ndarray:
@@ -209,6 +212,7 @@ def train(
     progress = resume(config, data, optimizer, processes)
     trained = [p for p in model.parameters() if p.requires_grad]
     augment, shares = config.augment.of(model.spec), stride_shares(model.strides, config.stride_weights)
+    copies = data.train.copies
     saved = time.monotonic()
     model.train()
     while progress.share(config) < 1:
@@ -216,11 +220,13 @@ def train(
         # The step alone decides its data and its randomness, so that nothing else has to be kept to resume.
         rng = torch.Generator().manual_seed(config.seed * 1_000_003 + progress.step)
         first = int(torch.randint(config.first_steps + 1, (), generator=rng))
-        starts = batch_starts(config, len(data.train), progress.step)
-        change = augment.draw(config.batch, rng, model.spec)
+        starts = batch_starts(config, len(data.train), progress.step, len(copies) if copies else 1)
+        change = augment.draw(config.batch, rng, model.spec)  # where copies have theirs, only what follows is as ever
         images = bool(torch.rand((), generator=rng) >= model.config.weights.imageless)
         strides, choice = draw_strides(shares, model, config, rng), config.viewpoints.choose(config.batch, rng)
-        batch = data.train.batch(starts, config.window, change, strides, choice, processes.share(config.batch))
+        batch = data.train.batch(
+            starts, config.window, None if copies else change, strides, choice, processes.share(config.batch)
+        )
         losses = model(batch.to(model.device), first, images)
         optimizer.zero_grad()
         losses.total.backward()

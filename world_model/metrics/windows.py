@@ -15,7 +15,7 @@ from world_model.types import FIELDS, Cache, Imagination
 
 def longest(dataset: EpisodeDataset) -> int:
     """Whole model steps of the longest episode."""
-    return int((dataset.last - np.arange(len(dataset))).max()) // dataset.layout.chunk_steps
+    return dataset.longest() // dataset.layout.chunk_steps
 
 
 def spread_evenly(dataset: EpisodeDataset, count: int, steps: int) -> np.ndarray:

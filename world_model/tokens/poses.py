@@ -8,7 +8,7 @@ the mean of those seen is taken, so that cameras on all sides of a table have ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -36,15 +36,14 @@ class PoseRange:
     mean: tuple[float, ...]
 
     @classmethod
-    def fit(cls, camera: str, poses: Sequence[np.ndarray]) -> PoseRange:
+    def fit(cls, camera: str, poses: Iterable[np.ndarray]) -> PoseRange:
         """On poses (..., 8), NaN where nobody knew. ValueError where all are."""
-        flat = np.concatenate([pose.reshape(-1, POSE_IDS) for pose in poses]).astype(np.float64)
-        seen = flat[np.isfinite(flat).all(-1)]
+        seen, counts = _distinct(poses)
         if not len(seen):
             raise ValueError(f"no episode tells where the camera `{camera}` stands")
         rotations = seen[:, ROTATION]
         # The mean of rotations is the first principal axis of their quaternions (Markley et al. 2007).
-        mean = np.linalg.eigh(rotations.T @ rotations)[1][:, -1]
+        mean = np.linalg.eigh((rotations * counts[:, None]).T @ rotations)[1][:, -1]
         mean *= 1.0 if mean[np.abs(mean).argmax()] > 0 else -1.0
         seen[:, ROTATION] *= np.where(rotations @ mean < 0, -1.0, 1.0)[:, None]
         low, high = seen.min(0) - MARGIN, seen.max(0) + MARGIN
@@ -76,16 +75,32 @@ class PoseRange:
         return cls(raw["camera"], **ranges)
 
 
-def fit_poses(cameras: Sequence[CameraSpec], episodes: Sequence[Episode]) -> tuple[PoseRange, ...]:
+def fit_poses(cameras: Sequence[CameraSpec], episodes: Iterable[Episode]) -> tuple[PoseRange, ...]:
     """Ranges of the cameras that tell their pose in some episode. The first of them is the one whose place views take,
-    so its range holds the poses of the views of its size."""
+    so its range holds the poses of the views of its size. episodes: gone through more than once."""
     found: list[PoseRange] = []
     for camera in cameras:
-        told = [e.poses[camera.name] for e in episodes if camera.name in e.poses]
-        if not any(np.isfinite(pose).any() for pose in told):
-            continue
-        if not found:
-            size = camera.height, camera.width
-            told += [e.poses[n] for e in episodes for n, view in e.views.items() if view.shape[1:3] == size]
-        found.append(PoseRange.fit(camera.name, told))
+        if any(np.isfinite(e.poses[camera.name]).any() for e in episodes if camera.name in e.poses):
+            found.append(PoseRange.fit(camera.name, _told(camera, episodes, with_views=not found)))
     return tuple(found)
+
+
+def _told(camera: CameraSpec, episodes: Iterable[Episode], with_views: bool) -> Iterator[np.ndarray]:
+    """The poses of a camera, and those of the views of its size."""
+    for episode in episodes:
+        if camera.name in episode.poses:
+            yield episode.poses[camera.name]
+        for name, view in episode.views.items() if with_views else ():
+            if view.shape[1:3] == (camera.height, camera.width):
+                yield episode.poses[name]
+
+
+def _distinct(poses: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The known ones among poses (..., 8), each once for an episode, and how often it occurs: (n, 8) f64, (n,). Most
+    cameras stand still, so that little is held of thousands of episodes."""
+    found = [(np.zeros((0, POSE_IDS)), np.zeros(0, np.int64))]
+    for pose in poses:
+        flat = pose.reshape(-1, POSE_IDS).astype(np.float64)
+        found.append(np.unique(flat[np.isfinite(flat).all(-1)], axis=0, return_counts=True))
+    seen, counts = zip(*found, strict=True)
+    return np.concatenate(seen), np.concatenate(counts)

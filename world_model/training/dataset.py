@@ -1,10 +1,12 @@
-"""Episodes as training sees them: laid end to end in memory, cut into windows of some model steps."""
+"""Episodes as training sees them: laid end to end in memory or on disk, cut into windows of some model steps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,9 +19,12 @@ from world_model.tokens.images import ImageTokenizer
 from world_model.tokens.layout import Layout
 from world_model.tokens.poses import POSE_IDS
 from world_model.tokens.text import TextTokenizer
+from world_model.training.copies import Copies, lay_on_disk, release
 from world_model.training.viewpoints import VIEWED_STEPS, Choice, Views, told_poses
 
 Index = np.ndarray | tuple[np.ndarray, np.ndarray | int]
+PART = 1 << 16  # rows that are looked at together, where all are looked at
+PICTURES = ("layout", "frames", "images", "views", "copies")  # the fields that are not one array with a line a row
 UNKNOWN = -1  # in place of a flag that nobody knows
 WIDER = 0.1  # of what was seen, on each side of a fitted range
 
@@ -57,9 +62,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class EpisodeDataset:
-    """Episodes laid end to end, in memory (15 KiB a control step with images of 64 and 32 pixels), so that a training
-    step only gathers. R observations in all. Images become ids when a batch is cut, so that each time they can be
-    others."""
+    """Episodes laid end to end, so that a training step only gathers. R observations in all.
+
+    They are in memory (15 KiB a control step with images of 64 and 32 pixels), and images become ids when a batch is
+    cut, so that each time they can be others. Or they have `copies`, whose images are ids already, and lie on disk.
+    """
 
     layout: Layout
     frames: ImageTokenizer
@@ -76,6 +83,7 @@ class EpisodeDataset:
     absorbing: np.ndarray  # (R,) bool, the episode ends in success: at rest, so that padding it with rest is true
     instruction: np.ndarray  # (R, I) i32
     views: Views  # of the R moments
+    copies: Copies | None = None  # in place of images
 
     def __len__(self) -> int:
         return len(self.last)
@@ -122,13 +130,22 @@ class EpisodeDataset:
         """Lay them end to end."""
         if not parts:
             raise ValueError("there are no episodes to lay end to end")
-        starts = np.cumsum([0] + [len(part) for part in parts[:-1]])
-        moved = [replace(part, last=part.last + start) for part, start in zip(parts, starts, strict=True)]
-        names = [f.name for f in fields(cls) if f.name not in ("layout", "frames", "images", "views")]
+        moved = list(_end_to_end(parts))
+        names = [f.name for f in fields(cls) if f.name not in PICTURES]
         joined = {name: np.concatenate([getattr(part, name) for part in moved]) for name in names}
         images = {name: np.concatenate([part.images[name] for part in moved]) for name in parts[0].images}
         views = Views.join([part.views for part in parts])
         return cls(parts[0].layout, parts[0].frames, images, views=views, **joined)
+
+    @classmethod
+    def on_disk(
+        cls, parts: Iterable[EpisodeDataset], layout: Layout, frames: ImageTokenizer, copies: Copies, folder: Path
+    ) -> EpisodeDataset:  # fmt: skip
+        """Lay them end to end in files of `folder` that nobody else sees, one after the other. Of their images there
+        are `copies`. OSError where the disk is full."""
+        names = [f.name for f in fields(cls) if f.name not in PICTURES]
+        laid = lay_on_disk(({name: getattr(part, name) for name in names} for part in _end_to_end(parts)), folder)
+        return cls(layout, frames, {}, views=Views.none(layout, len(laid["last"])), copies=copies, **laid)
 
     def batch(
         self, starts: np.ndarray, steps: int, change: Change | None = None, strides: np.ndarray | None = None,
@@ -140,12 +157,22 @@ class EpisodeDataset:
         covers, M where it is None; ValueError for one that the layout has not. choice: of what is told, seen and drawn
         of cameras in each window; without it all that is known is told, and nothing is drawn. share: the windows that
         are cut, of a batch that several processes share: what is in it is told by the whole.
+
+        Where there are copies, row r of copy k is k R + r, and a change is a ValueError, for each copy has its own.
         """
+        copies = self.copies
+        if copies is not None:
+            if change is not None:
+                raise ValueError("images that are ids already cannot be changed: each copy has its own change")
+            copy, starts = np.divmod(starts, len(self))
         layout, viewed = self.layout, self.views.count[starts].any()
         strides = np.full((len(starts), steps), layout.chunk_steps) if strides is None else strides
         layout.require_strides(np.unique(strides).tolist())
         starts, strides = starts[share], strides[share]
         change, choice = (None if each is None else each[share] for each in (change, choice))
+        if copies is not None:
+            copy = copy[share]
+            change = copies.change(starts, copy)
         last = self.last[starts][:, None]
         which = np.searchsorted(layout.strides, strides)  # (B, S)
         rows = starts[:, None] + np.pad(strides.cumsum(1), ((0, 0), (1, 0)))  # (B, S + 1)
@@ -176,15 +203,16 @@ class EpisodeDataset:
                 view = encode(place, recorded, view_pose)
         view_valid = (views > 0)[:, None] & (rows <= last)[:, :drawn] & np.isfinite(view_pose).all(-1)
         ids = [encode(name, array, pose[..., told[name]] if name in told else None) for name, array in images.items()]
+        image = torch.cat(ids, dim=-1) if copies is None else copies.ids(at, copy)
         pose, view_pose = layout.pose_to_bins(torch.from_numpy(pose)), torch.from_numpy(view_pose)
         if choice is not None:
             pose = pose.masked_fill(choice.hidden[:, None, None], torch.nan)
         state, keypoints = (gather(array, at, torch.float32) for array in (self.state, self.keypoints))
         if change is not None:
             state, keypoints = change.state(state, layout.spec.positions), change.points(keypoints)
-        return Batch(
+        batch = Batch(
             instruction=gather(self.instruction, starts, wide),
-            image=torch.cat(ids, dim=-1),
+            image=image,
             state=layout.to_bins(state),
             pose=pose,
             value=gather(self.value, at, torch.float32),
@@ -201,14 +229,35 @@ class EpisodeDataset:
             view_pose=layout.poses[0].to_bins(view_pose) if drawn else view_pose,
             view_valid=torch.from_numpy(view_valid.astype(np.float32)),
         )
+        release(*(getattr(self, f.name) for f in fields(self) if f.name not in PICTURES))
+        return batch
+
+    def longest(self) -> int:
+        """Control steps of the longest episode."""
+        return max(int((self.last[part] - np.arange(part.start, part.stop)).max()) for part in self._parts())
 
     def outside(self) -> dict[str, float]:
         """Share of the values of states and poses that leave their range, by name; only what leaves it."""
-        found = {name: count / len(self) for name, count in self.layout.spec.outside(self.state).items()}
-        for told in self.layout.poses:
-            own = self.pose[:, self.layout.pose_slices[told.camera]]
-            found |= {name: count / len(self) for name, count in told.outside(own).items()}
-        return found
+        found: Counter[str] = Counter()
+        for part in self._parts():
+            found.update(self.layout.spec.outside(self.state[part]))
+            for told in self.layout.poses:
+                found.update(told.outside(self.pose[part, self.layout.pose_slices[told.camera]].copy()))
+        return {name: count / len(self) for name, count in found.items()}
+
+    def _parts(self) -> Iterator[slice]:
+        """All rows, some at a time: those on disk may be more than memory holds."""
+        for start in range(0, len(self), PART):
+            yield slice(start, min(start + PART, len(self)))
+            release(self.last, self.state, self.pose)
+
+
+def _end_to_end(parts: Iterable[EpisodeDataset]) -> Iterator[EpisodeDataset]:
+    """Their rows as they are when they lie after each other."""
+    start = 0
+    for part in parts:
+        yield replace(part, last=part.last + start)
+        start += len(part)
 
 
 def chunks(action: np.ndarray, length: int, spec: Spec) -> np.ndarray:
@@ -267,10 +316,11 @@ def common_spec(specs: Sequence[tuple[Spec, str]]) -> Spec:
     return common
 
 
-def fit_ranges(spec: Spec, states: Sequence[np.ndarray]) -> Spec:
+def fit_ranges(spec: Spec, states: Iterable[np.ndarray]) -> Spec:
     """The spec with a range for every state dimension: where it leaves one open, what is seen in states (R, P), wider
     by a tenth on each side and never empty."""
-    seen = [state.reshape(-1, len(spec.state)) for state in states]
+    flat = (state.reshape(-1, len(spec.state)) for state in states)
+    seen = [np.stack([state.min(0), state.max(0)]) for state in flat if len(state)]
     # Where one end is known, what is seen begins or ends there at the least, so that the other end lies beyond it.
     known = [[end if math.isfinite(end) else np.nan for end in ends] for ends in (spec.state_low, spec.state_high)]
     seen = np.concatenate([*seen, known]).astype(np.float64)

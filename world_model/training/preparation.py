@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +26,9 @@ from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
 from world_model.training import sources
 from world_model.training.dataset import EpisodeDataset, chunks, common_spec, fit_ranges
-from world_model.training.sources import Source
+from world_model.training.sides import Found, Side, open_folders
 from world_model.training.start import continued, require_agreement
+from world_model.training.tokenized import TokenizedSource
 from world_model.training.viewpoints import view_names
 
 if TYPE_CHECKING:
@@ -58,12 +59,11 @@ def prepare(config: TrainConfig, device: torch.device) -> Data:
     """Read every episode once, fit the text and action tokenizers on the training ones, build the model; or take
     all of these from the checkpoint to start from."""
     begin = checkpoint.load(config.start, device) if config.start else None
-    found = sources.open_sources(config.folders, config.held_out)
-    training, testing = ([(source, e) for source in found for e in _labels(source, held)] for held in (False, True))
-    if not training:
+    found = open_folders(config.folders, config.held_out)
+    if not any(source.train for source in found):
         raise EpisodeError(sources.why_nothing_to_train(found, config.held_out))
-    spec = common_spec([(e.spec, str(source.store.root)) for source, e in training + testing])
-    episodes, tests = [e for _, e in training], [e for _, e in testing]
+    episodes, tests = (Side.read(found, held_out) for held_out in (False, True))
+    spec = common_spec([*episodes.specs(), *tests.specs()])
     if begin:
         _require_agreement(config, begin, spec, device)
         model, text, discount = model_from(begin, config, episodes), begin.text, begin.meta["discount"]
@@ -76,39 +76,33 @@ def prepare(config: TrainConfig, device: torch.device) -> Data:
             f"views from places that stand still cannot stand for the pictures of camera {place}, which moves with the "
             "hand: a fixed camera that tells its pose must come first, or `view_share` and `swap_share` be 0"
         )
-    frames, actions = model.frame_tokenizer, model.actions
+    content, with_views = model.frame_tokenizer.content(), config.viewpoints.needs_views
+    if episodes.on_disk:
+        _require_tokenized(config, found, content)
     train, test = (
-        EpisodeDataset.join([
-            EpisodeDataset.of(e, model.layout, frames, actions, text, discount, config.viewpoints.needs_views)
-            for e in side
-        ]) if side else None
-        for side in (episodes, tests)
-    )  # fmt: skip
+        side.dataset(model, text, discount, with_views, Path(config.out)) for side in (episodes, tests)
+    )
     if not windows.longest(train):
-        raise ValueError(f"`chunk` is {actions.chunk} control steps, longer than any of the episodes")
+        raise ValueError(f"`chunk` is {model.actions.chunk} control steps, longer than any of the episodes")
     about = {
         "instructions": sorted({e.instruction for e in episodes}), "env_ids": sorted({e.env_id for e in episodes}),
         "episodes": {"train": len(episodes), "held_out": len(tests)}, "control_steps": len(train),
         "discount": discount, "views": _taught_views(config, begin, model, episodes),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy", "safetensors")},
     }  # fmt: skip
-    files = {"tokenizer": frames.content(), **({"start": begin.sha256} if begin else {})}
+    files = {"tokenizer": content, **({"start": begin.sha256} if begin else {})}
     made_from = fingerprint(config.learnt, files, [source.fingerprint() for source in found])
     return Data(train, test, model, text, about, made_from, tuple(_notes(config, found, train, test)))
 
 
 def new_model(
-    config: TrainConfig, spec: Spec, episodes: list[Episode], device: torch.device
+    config: TrainConfig, spec: Spec, episodes: Iterable[Episode], device: torch.device
 ) -> tuple[WorldModel, TextTokenizer]:
     """An untrained model of the robot that these training episodes are of, with what is fitted on them: ranges, text
     and action tokenizers."""
-    spec, chunk, folder = fit_ranges(spec, [e.state for e in episodes]), config.chunk or CHUNK, config.tokenizer
+    spec, chunk, folder = fit_ranges(spec, (e.state for e in episodes)), config.chunk or CHUNK, config.tokenizer
     frames = frame_tokenizer(folder or TOKENIZER, device)
-    if frames.config.cameras != spec.cameras:
-        raise ValueError(
-            f"the image tokenizer {folder or TOKENIZER} is of the cameras {_shown(frames.config.cameras)}, the "
-            f"episodes are of {_shown(spec.cameras)}: train one on these episodes"
-        )
+    require_cameras(frames, folder or TOKENIZER, spec)
     words = [t for e in episodes for t in (e.instruction, *e.subtask_names)]
     text = TextTokenizer.train(words, config.text_size or TEXT_SIZE)
     coefs = None if config.coefs == "auto" else config.coefs
@@ -134,7 +128,7 @@ def meta_model(config: TrainConfig) -> WorldModel:
     return new_model(config, episode.spec, [episode], torch.device("meta"))[0]
 
 
-def model_from(begin: Loaded, config: TrainConfig, episodes: list[Episode]) -> WorldModel:
+def model_from(begin: Loaded, config: TrainConfig, episodes: Iterable[Episode]) -> WorldModel:
     """The checkpoint's model, to go on with. What counts is this training's to say; lengths of model steps are added
     where there were none, places for the poses that these episodes tell of cameras of which it knew none, and
     coefficients of actions; the image tokenizer may be one that was trained on from its own.
@@ -153,17 +147,24 @@ def model_from(begin: Loaded, config: TrainConfig, episodes: list[Episode]) -> W
     return continued(old, replace(old.config, weights=config.model.weights, strides=strides), poses, frames, actions)
 
 
-def _taught_views(config: TrainConfig, begin: Loaded | None, model: WorldModel, episodes: list[Episode]) -> list[str]:
+def _taught_views(
+    config: TrainConfig, begin: Loaded | None, model: WorldModel, episodes: Iterable[Episode]
+) -> list[str]:
     """Names of the views that a model has learnt to draw, now or before."""
     before = begin.meta.get("views", []) if begin else []
     now = {name for e in episodes for name in view_names(e, model.layout)} if config.viewpoints.draw else ()
     return sorted({*before, *now})
 
 
-def _labels(source: Source, held_out: bool) -> list[Episode]:
-    """The episodes of one side, with the labels that this source is to teach."""
-    read = list(source.each(held_out))
-    return read if source.role == "data" else [without_expert(e, valued=source.role == "on_policy") for e in read]
+def _require_tokenized(config: TrainConfig, found: Sequence[TokenizedSource], tokenizer: str) -> None:
+    """ValueError where this training needs more, or other ids, than tokenized episodes have. tokenizer: its content."""
+    if config.viewpoints.needs_views:
+        raise ValueError(
+            f"`view_share` and `swap_share` need pictures, and {found[0].root} holds ids alone: leave both at 0, or "
+            "train on the folders that it was made from"
+        )
+    for source in found:
+        source.require(asdict(config.augment), config.held_out, tokenizer)
 
 
 def _require_agreement(config: TrainConfig, begin: Loaded, spec: Spec, device: torch.device) -> None:
@@ -187,7 +188,7 @@ def _require_agreement(config: TrainConfig, begin: Loaded, spec: Spec, device: t
 
 
 def _notes(
-    config: TrainConfig, found: list[Source], train: EpisodeDataset, test: EpisodeDataset | None
+    config: TrainConfig, found: Found, train: EpisodeDataset, test: EpisodeDataset | None
 ) -> Iterator[str]:
     """What a person should know before training begins."""
     if test is None:
@@ -210,6 +211,15 @@ def _notes(
                 )
 
 
+def require_cameras(frames: ImageTokenizer, folder: str, spec: Spec) -> None:
+    """ValueError where the image tokenizer in `folder` is of other cameras than the robot."""
+    if frames.config.cameras != spec.cameras:
+        raise ValueError(
+            f"the image tokenizer {folder} is of the cameras {_shown(frames.config.cameras)}, the "
+            f"episodes are of {_shown(spec.cameras)}: train one on these episodes"
+        )
+
+
 def _shown(cameras: tuple[CameraSpec, ...]) -> str:
     return ", ".join(f"{camera.name} {camera.height} x {camera.width}" for camera in cameras)
 
@@ -226,15 +236,18 @@ def _continues(folder: str, frames: ImageTokenizer) -> bool:
     return frames.content() in (frame_tokenizer(folder, frames.device).content(), continued_by(folder))
 
 
-def without_expert(episode: Episode, valued: bool) -> Episode:
-    """What followed which action can still be learnt from it, but no longer what an expert would have done; nor what
-    it is worth to be there, unless it is an attempt of the model's own (`valued`): others may go on better or worse."""
-    off_task = episode.off_task_steps if valued else len(episode)
-    return replace(episode, expert=np.full_like(episode.expert, np.nan), off_task_steps=off_task)
+def sample_chunks(episodes: Iterable[Episode], chunk: int, most: int = 50_000) -> torch.Tensor:
+    """Executed and advised chunks (n, M, A) to fit the action bins on, evenly spread over all. episodes: gone through
+    twice, so that no more than the sample is held."""
 
+    def finite() -> Iterator[np.ndarray]:
+        for episode in episodes:
+            for action in (episode.action, episode.expert):
+                found = chunks(action, chunk, episode.spec)[:-1]
+                yield found[np.isfinite(found).all((1, 2))]
 
-def sample_chunks(episodes: list[Episode], chunk: int, most: int = 50_000) -> torch.Tensor:
-    """Executed and advised chunks (n, M, A) to fit the action bins on."""
-    every = [chunks(a, chunk, e.spec)[:-1] for e in episodes for a in (e.action, e.expert)]
-    found = np.concatenate([c[np.isfinite(c).all((1, 2))] for c in every])
-    return torch.from_numpy(found[:: max(1, len(found) // most)])
+    every, before, taken = max(1, sum(map(len, finite())) // most), 0, []
+    for found in finite():
+        taken.append(found[-before % every :: every].copy())
+        before += len(found)
+    return torch.from_numpy(np.concatenate(taken))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -30,20 +31,28 @@ class Source:
     train: tuple[str, ...]
     held_out: tuple[str, ...] = ()
 
+    @property
+    def root(self) -> Path:
+        return self.store.root
+
     def each(self, held_out: bool = False) -> Iterator[Episode]:
         """The episodes of one side, one after the other. EpisodeError for one that is damaged, ValueError for one that
         no training may see, or that is imagined."""
         names = self.held_out if held_out else self.train
-        for name in tqdm(names, desc=f"reading {self.store.root}", unit="episode", disable=not names):
-            episode = self.store.read(name, states=False)
-            refuse_training(episode.split, f"episodes in {self.store.root}")
-            instead = "they are for policies; a model of the world learns from the world"
-            refuse_imagined(episode.source, f"episodes in {self.store.root}", instead)
-            yield episode
+        for name in tqdm(names, desc=f"reading {self.root}", unit="episode", disable=not names):
+            yield self.read(name)
+
+    def read(self, name: str) -> Episode:
+        """One episode of either side; errors as of `each`."""
+        episode = self.store.read(name, states=False)
+        refuse_training(episode.split, f"episodes in {self.root}")
+        instead = "they are for policies; a model of the world learns from the world"
+        refuse_imagined(episode.source, f"episodes in {self.root}", instead)
+        return episode
 
     def fingerprint(self) -> Folder:
         """What the folder holds."""
-        return Folder(self.role, str(self.store.root), self.store.digests())
+        return Folder(self.role, str(self.root), self.store.digests())
 
 
 def open_sources(folders: Mapping[str, Sequence[str]], held_out: int | None = None) -> list[Source]:
@@ -62,7 +71,7 @@ def open_sources(folders: Mapping[str, Sequence[str]], held_out: int | None = No
 
 def why_nothing_to_train(sources: Sequence[Source], held_out: int) -> str:
     """What to do where every episode is on the held-out side."""
-    count, places = sum(len(s.held_out) for s in sources), ", ".join(str(s.store.root) for s in sources)
+    count, places = sum(len(s.held_out) for s in sources), ", ".join(str(s.root) for s in sources)
     return (
         f"nothing to train on: the seeds of all {count} episodes under {places} are among the one in {held_out} that "
         "are held out. Collect episodes of other seeds, or choose another `held_out`"

@@ -99,6 +99,12 @@ class Views:
         return cls(images, pose, len(names) * moments, np.full_like(moments, len(names)))
 
     @classmethod
+    def none(cls, layout: Layout, rows: int) -> Views:
+        """Of R moments without any, in no memory."""
+        images, pose = np.zeros((0, *layout.view_size, 3), np.uint8), np.zeros((0, POSE_IDS), np.float32)
+        return cls(images, pose, *np.broadcast_to(np.int64(0), (2, rows)))
+
+    @classmethod
     def join(cls, parts: Sequence[Views]) -> Views:
         """Lay them end to end."""
         starts = np.cumsum([0] + [len(part.images) for part in parts[:-1]])
