@@ -1,4 +1,4 @@
-"""What imagining, simulating, deciding and training cost: `python -m agent.bench [candidates=64] [device=cuda]`.
+"""What imagining, simulating, deciding, loading and training cost: `python -m agent.bench [candidates=64]`.
 
 The contestants of a part take turns within one run, so that their ratios hold on a busy machine where seconds do not.
 """
@@ -6,6 +6,7 @@ The contestants of a part take turns within one run, so that their ratios hold o
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from agent.benchmark import contestants
+from agent.benchmark import contestants, loading
 from agent.benchmark.contestants import AUTOREGRESSIVE, AUTOREGRESSIVE_COPIES, FRAMES, PARALLEL, REREADING
 from agent.benchmark.timing import Contestant, take_turns
 from agent.build import EnvConfig, PolicyConfig, env_config, make_envs, make_expert, make_policy
@@ -33,6 +34,7 @@ from envs.data.settings import from_settings
 from envs.types import Episode
 from policies.rollout import rollout
 from world_model import checkpoint
+from world_model.checkpoint import Loaded
 from world_model.metrics.windows import context, spread_by_episode
 from world_model.nn.device import choose_device, choose_precision
 from world_model.training.dataset import EpisodeDataset
@@ -61,6 +63,7 @@ class BenchConfig:
     seed: int
     batch: int
     window: int
+    repeats: tuple[int, ...]
     rounds: int
     threads: int
     device: str
@@ -73,8 +76,10 @@ class BenchConfig:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        if self.window < 2 or not self.tasks or not self.robots or min(*self.robots, *self.fewer, 1) < 1:
-            raise ValueError("`window` must be at least 2, `robots` and `fewer` at least 1 each, and `tasks` not empty")
+        if self.window < 2 or not self.tasks or not self.robots or min(*self.robots, *self.fewer, *self.repeats, 1) < 1:
+            raise ValueError(
+                "`window` must be at least 2, `robots`, `fewer` and `repeats` at least 1 each, and `tasks` not empty"
+            )
         if self.simulated > self.candidates:
             raise ValueError(f"only {self.candidates} candidates can be simulated, got simulated={self.simulated}")
 
@@ -120,6 +125,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     }
     batch = dataset.batch(spread_by_episode(dataset, config.batch, config.window), config.window).to(device)
     parts["training"] = turns(contestants.training(model, batch), "training")
+    parts["loading"] = _loading(config, loaded, episodes, dataset, turns)
     return {
         "settings": asdict(config), "parameters": sum(p.numel() for p in model.parameters()),
         "checkpoint": checkpoint_identity(config.checkpoint), "load_average": os.getloadavg(),
@@ -146,6 +152,17 @@ def _simulation(config: BenchConfig, actions: np.ndarray, turns: Any) -> Rows:
             envs.reset(seed=[config.seed])
             rows |= turns(contestants.simulators(envs.envs[0], actions, name), f"simulating {name}")
     return rows
+
+
+def _loading(config: BenchConfig, loaded: Loaded, episodes: list[Episode], memory: EpisodeDataset, turns: Any) -> Rows:
+    with tempfile.TemporaryDirectory(dir=config.out) as folder:
+        loading.write(Path(folder), loaded, episodes, 1)
+        disk = loading.open_dataset(Path(folder), loaded)
+        rows = turns(loading.contestants(loaded, memory, disk, config.batch, config.window), "loading")
+        held = loading.measure_memory(
+            Path(folder) / "repeated", config.checkpoint, loaded, episodes, config.repeats, config.batch, config.window
+        )
+    return {name: {**row, **held[name]} for name, row in rows.items()}
 
 
 def _generate(config: BenchConfig, spec: Any, tokenizer: Any, device: torch.device, turns: Any) -> Rows:
@@ -200,6 +217,7 @@ def ratios(parts: Mapping[str, Rows]) -> dict[str, float]:
     searches = [name for name in parts["decisions"] if name.startswith("with search")]
     for name in searches[1:]:
         found[f"decisions a second, {name} / {searches[0]}"] = rate[name] / rate[searches[0]]
+    found["loading, memory-mapped ids / training"] = rate[loading.DISK] / rate["training"]
     found["training / the bare matrix products"] = rate["training"] / rate["training, the bare matrix products"]
     return found
 
@@ -231,7 +249,7 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-PARTS = ("decoding", "candidates", "horizon", "generate", "simulation", "decisions", "training")
+PARTS = ("decoding", "candidates", "horizon", "generate", "simulation", "decisions", "training", "loading")
 COLOUR = "#3b6ea5"
 TIMES = ("seconds", "range", "per_second", "unit", "model_steps_ahead", "windows")
 
@@ -280,10 +298,10 @@ def main(cfg: DictConfig) -> None:
         config = from_settings(BenchConfig, {**raw, "tasks": tasks})
         for name in ONE_THREAD:  # of the software renderer, which reads it when its context is made
             os.environ[name] = str(config.threads)
-        report = bench(config)
-        report["command"] = command_line("agent.bench", HydraConfig.get().overrides.task)
         out = Path(config.out)
         out.mkdir(parents=True, exist_ok=True)
+        report = bench(config)
+        report["command"] = command_line("agent.bench", HydraConfig.get().overrides.task)
         write_json(out / "bench.json", report)
         plot(report, out / "bench.png")
         print(table(report))

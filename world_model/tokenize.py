@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from envs.data.augmentation import Augmentation, Change
-from envs.data.files import remove_leftovers, write_json
+from envs.data.files import remove_leftovers
 from envs.data.fingerprint import fingerprint, require_same
 from envs.data.settings import from_settings
 from envs.data.store import EpisodeError
@@ -128,10 +128,9 @@ def run(config: TokenizeConfig) -> dict[str, int]:
     settings = {name: value for name, value in asdict(config).items() if name in MADE_WITH}
     made_from = fingerprint(settings, {"tokenizer": frames.content()}, [source.fingerprint() for source in found])
     counts = {side: len(names) for side, names in sides.items()}
-    out.mkdir(parents=True, exist_ok=True)
     if tokenized.is_tokenized(out):
         require_same(tokenized.read_manifest(out)["made_from"], made_from, str(out))
-    write_json(out / tokenized.MANIFEST, {"format": tokenized.FORMAT, "made_from": made_from, "episodes": counts})
+    tokenized.write_manifest(out, made_from, counts)
     remove_leftovers(out)
     spec = None
     with tqdm(total=sum(counts.values()), desc="tokenizing", unit="episode") as bar:

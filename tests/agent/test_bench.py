@@ -18,7 +18,7 @@ def config(checkpoint, out, **changes) -> bench.BenchConfig:
     settings = {
         "tasks": {"lift": TASK}, "checkpoint": str(checkpoint), "candidates": 3, "fewer": (1,), "simulated": 1,
         "robots": (1, 2), "windows": 2, "ahead": 2, "episodes": 1, "seed": 4000, "batch": 1, "window": 2, "rounds": 1,
-        "threads": 1, "device": "cpu", "precision": "fp32", "generate": False, "out": str(out),
+        "threads": 1, "device": "cpu", "precision": "fp32", "generate": False, "repeats": (), "out": str(out),
     }  # fmt: skip
     return bench.BenchConfig(**{**settings, **changes})
 
@@ -27,7 +27,9 @@ def test_every_contestant_is_timed(untrained, tmp_path):
     """Catches a contestant that crashes, a row without a name in the ratios, or a report that JSON does not take."""
     report = bench.bench(config(untrained, tmp_path))
     counts = {part: len(report[part]) for part in bench.PARTS if part in report}
-    assert counts == {"decoding": 4, "candidates": 2, "horizon": 2, "simulation": 2, "decisions": 4, "training": 2}
+    assert counts == {
+        "decoding": 4, "candidates": 2, "horizon": 2, "simulation": 2, "decisions": 4, "training": 2, "loading": 2,
+    }  # fmt: skip
     rows = [row for part in counts for row in report[part].values()]
     assert all(row["seconds"] > 0 and row["per_second"] > 0 for row in rows)
     decoding = report["decoding"]

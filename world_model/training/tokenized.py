@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from envs.data.files import sync_folder, temporary_name, to_json
+from envs.data.files import sync_folder, temporary_name, to_json, write_json
 from envs.data.fingerprint import Folder, differences
 from envs.data.store import UNREADABLE, EpisodeError
 from envs.types import POSE, Episode, Spec
@@ -68,6 +68,12 @@ def _black(count: int, sizes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarr
 
 def shard_path(root: Path, side: str, number: int) -> Path:
     return root / f"{side}-{number:05d}"
+
+
+def write_manifest(root: Path, made_from: Mapping[str, Any], episodes: Mapping[str, int]) -> None:
+    """Begin a folder. episodes: how many each side will have."""
+    root.mkdir(parents=True, exist_ok=True)
+    write_json(root / MANIFEST, {"format": FORMAT, "made_from": made_from, "episodes": episodes})
 
 
 def write_shard(path: Path, episodes: Sequence[Tokenized]) -> None:
