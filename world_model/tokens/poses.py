@@ -37,16 +37,19 @@ class PoseRange:
 
     @classmethod
     def fit(cls, camera: str, poses: Iterable[np.ndarray]) -> PoseRange:
-        """On poses (..., 8), NaN where nobody knew. ValueError where all are."""
-        seen, counts = _distinct(poses)
-        if not len(seen):
+        """On poses (..., 8), NaN where nobody knew; gone through twice, so that no more than one of them is held.
+        ValueError where all are NaN."""
+        outer = sum(known[:, ROTATION].T @ known[:, ROTATION] for known in map(_known, poses))
+        if not np.any(outer):
             raise ValueError(f"no episode tells where the camera `{camera}` stands")
-        rotations = seen[:, ROTATION]
         # The mean of rotations is the first principal axis of their quaternions (Markley et al. 2007).
-        mean = np.linalg.eigh((rotations * counts[:, None]).T @ rotations)[1][:, -1]
+        mean = np.linalg.eigh(outer)[1][:, -1]
         mean *= 1.0 if mean[np.abs(mean).argmax()] > 0 else -1.0
-        seen[:, ROTATION] *= np.where(rotations @ mean < 0, -1.0, 1.0)[:, None]
-        low, high = seen.min(0) - MARGIN, seen.max(0) + MARGIN
+        low, high = np.full(POSE_IDS, np.inf), np.full(POSE_IDS, -np.inf)
+        for known in map(_known, poses):
+            known[:, ROTATION] *= np.where(known[:, ROTATION] @ mean < 0, -1.0, 1.0)[:, None]
+            low, high = np.vstack([known, low]).min(0), np.vstack([known, high]).max(0)
+        low, high = low - MARGIN, high + MARGIN
         low[ROTATION], high[ROTATION] = low[ROTATION].clip(-1), high[ROTATION].clip(max=1)
         return cls(camera, *(tuple(np.round(each, 6).tolist()) for each in (low, high, mean)))
 
@@ -77,30 +80,32 @@ class PoseRange:
 
 def fit_poses(cameras: Sequence[CameraSpec], episodes: Iterable[Episode]) -> tuple[PoseRange, ...]:
     """Ranges of the cameras that tell their pose in some episode. The first of them is the one whose place views take,
-    so its range holds the poses of the views of its size. episodes: gone through more than once."""
+    so its range holds the poses of the views of its size. episodes: gone through several times, never held together."""
     found: list[PoseRange] = []
     for camera in cameras:
         if any(np.isfinite(e.poses[camera.name]).any() for e in episodes if camera.name in e.poses):
-            found.append(PoseRange.fit(camera.name, _told(camera, episodes, with_views=not found)))
+            found.append(PoseRange.fit(camera.name, _Told(camera, episodes, with_views=not found)))
     return tuple(found)
 
 
-def _told(camera: CameraSpec, episodes: Iterable[Episode], with_views: bool) -> Iterator[np.ndarray]:
-    """The poses of a camera, and those of the views of its size."""
-    for episode in episodes:
-        if camera.name in episode.poses:
-            yield episode.poses[camera.name]
-        for name, view in episode.views.items() if with_views else ():
-            if view.shape[1:3] == (camera.height, camera.width):
-                yield episode.poses[name]
+@dataclass(frozen=True)
+class _Told:
+    """The poses of a camera, and those of the views of its size; may be gone through again."""
+
+    camera: CameraSpec
+    episodes: Iterable[Episode]
+    with_views: bool
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for episode in self.episodes:
+            if self.camera.name in episode.poses:
+                yield episode.poses[self.camera.name]
+            for name, view in episode.views.items() if self.with_views else ():
+                if view.shape[1:3] == (self.camera.height, self.camera.width):
+                    yield episode.poses[name]
 
 
-def _distinct(poses: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The known ones among poses (..., 8), each once for an episode, and how often it occurs: (n, 8) f64, (n,). Most
-    cameras stand still, so that little is held of thousands of episodes."""
-    found = [(np.zeros((0, POSE_IDS)), np.zeros(0, np.int64))]
-    for pose in poses:
-        flat = pose.reshape(-1, POSE_IDS).astype(np.float64)
-        found.append(np.unique(flat[np.isfinite(flat).all(-1)], axis=0, return_counts=True))
-    seen, counts = zip(*found, strict=True)
-    return np.concatenate(seen), np.concatenate(counts)
+def _known(poses: np.ndarray) -> np.ndarray:
+    """Those of poses (..., 8) that are known, (n, 8) f64."""
+    flat = poses.reshape(-1, POSE_IDS).astype(np.float64)
+    return flat[np.isfinite(flat).all(-1)]

@@ -319,12 +319,12 @@ def common_spec(specs: Sequence[tuple[Spec, str]]) -> Spec:
 def fit_ranges(spec: Spec, states: Iterable[np.ndarray]) -> Spec:
     """The spec with a range for every state dimension: where it leaves one open, what is seen in states (R, P), wider
     by a tenth on each side and never empty."""
-    flat = (state.reshape(-1, len(spec.state)) for state in states)
-    seen = [np.stack([state.min(0), state.max(0)]) for state in flat if len(state)]
     # Where one end is known, what is seen begins or ends there at the least, so that the other end lies beyond it.
-    known = [[end if math.isfinite(end) else np.nan for end in ends] for ends in (spec.state_low, spec.state_high)]
-    seen = np.concatenate([*seen, known]).astype(np.float64)
-    low, high = np.nanmin(seen, axis=0), np.nanmax(seen, axis=0)
+    known = [np.where(np.isfinite(ends), ends, np.nan).astype(np.float64) for ends in (spec.state_low, spec.state_high)]
+    low, high = np.fmin(*known), np.fmax(*known)
+    for state in states:
+        flat = state.reshape(-1, len(spec.state))
+        low, high = np.fmin.reduce(np.vstack([flat, low])), np.fmax.reduce(np.vstack([flat, high]))
     size = np.maximum(np.abs(low), np.abs(high))
     moves = high - low > 1e-6 * size
     margin = np.where(moves, WIDER * (high - low), np.maximum(1e-3 * size, 1e-3))
