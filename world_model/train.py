@@ -292,7 +292,8 @@ def run(config: TrainConfig) -> dict | None:
     precision = choose_precision(config.precision, device)
     processes = sharding.join(device, config.batch)
     # What is to be spread need not fit one device.
-    data, out = prepare(config, device if processes.alone else torch.device("cpu")), Path(config.out)
+    data = prepare(config, device if processes.alone else torch.device("cpu"), processes)
+    out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     for note in data.notes:
         tqdm.write(f"train: {note}", file=sys.stderr)

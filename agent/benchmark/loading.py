@@ -13,6 +13,7 @@ import torch
 from agent.benchmark.timing import Contestant
 from agent.launch import processes
 from envs.data.augmentation import Augmentation
+from envs.data.fingerprint import fingerprint
 from envs.types import Episode
 from world_model import checkpoint, tokenize
 from world_model.checkpoint import Loaded
@@ -36,7 +37,7 @@ def write(folder: Path, loaded: Loaded, episodes: Sequence[Episode], times: int)
         for e in episodes
     ]
     every = made * times
-    tokenized.write_manifest(folder, {"settings": {"copies": 1}}, {"train": len(every), "held_out": 0})
+    tokenized.write_manifest(folder, fingerprint({"copies": 1}, {}), {"train": len(every), "held_out": 0})
     for shard, start in enumerate(range(0, len(every), EPISODES)):
         path = tokenized.shard_path(folder, "train", shard)
         tokenized.write_shard(path, every[start : start + EPISODES])

@@ -17,6 +17,7 @@ from tests.viewed import ROBOT, viewed
 from tests.world_model.runs import CONFIGS, SEEDS, go, read_config, save_tokenizer
 from world_model import checkpoint, tokenize, train
 from world_model.tokens.images import ImageTokenizer
+from world_model.training.sides import open_folders
 
 CPU = torch.device("cpu")
 UNCHANGED = Augmentation(share=0.0)
@@ -57,11 +58,12 @@ def test_unchanged_copies_train_as_memory_does(config, tmp_path, extra):
         starts = np.r_[rng.integers(len(ours), size=4), len(ours) - 2]
         strides = rng.choice(memory.model.strides, (5, 3))
         same(ours.batch(starts, 3, None, strides, choice), theirs.batch(starts, 3, None, strides, choice))
-    whole, losses = go(settings)
-    again, found = go(onto)
-    assert found == losses
-    for name, value in whole.items():
-        assert torch.equal(value, again[name]), name
+    figures = train.run(settings)
+    go(onto, steps=3)  # and is killed
+    assert train.run(onto) == figures
+    whole, again = (files(tmp_path / out / "checkpoint") for out in ("out", "out2"))
+    told = {name for name in whole if whole[name] != again[name]}
+    assert told == {"meta.json", "manifest.json"}, "nothing but their fingerprints differs"
 
 
 def test_each_copy_tells_one_story(config, tmp_path):
@@ -138,10 +140,60 @@ def test_what_was_damaged_is_named_and_made_again(config, tmp_path):
             train.prepare(onto, CPU)
         tokenize.run(settings)
         assert files(tmp_path / "ids") == before
+    told = (shard / "shard.json").read_text()
+    (shard / "shard.json").write_text(told.replace('"seed": ', '"seed": 1'))
+    with pytest.raises(EpisodeError, match=r"shard.json is damaged \(its sha256 does not match\): remove"):
+        train.prepare(onto, CPU)
+    (shard / "shard.json").write_text(told)
+    (shard / "ids.npy").write_bytes(before["train-00000/ids.npy"][:-1])
+    folders = {"data": onto.data}
+    open_folders(folders, 2, checked=slice(1, None, 2))  # another process looks at that shard
+    with pytest.raises(EpisodeError, match="train-00000/ids.npy is damaged"):
+        open_folders(folders, 2, checked=slice(0, None, 2))
     manifest = tmp_path / "ids" / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 0}))
     with pytest.raises(EpisodeError, match="is of format 0"):
         train.prepare(onto, CPU)
+    manifest.write_text("{")
+    with pytest.raises(EpisodeError, match="manifest.json cannot be read .*run the same"):
+        train.prepare(onto, CPU)
+
+
+def test_a_share_of_a_batch_is_cut_from_its_own_shards(config, tmp_path, monkeypatch):
+    """Catches processes that each read the ids of the whole batch, or take a window in another copy than one process
+    would."""
+    tokenize.run(read(tmp_path, "copies=2", "shard_mib=0.001", "augment=tabletop"))
+    dataset = train.prepare(replace(config, data=(str(tmp_path / "ids"),)), CPU).train
+    rows, choice = len(dataset), config.viewpoints.choose(2, torch.Generator().manual_seed(0))
+    starts, strides = np.array([rows - 9, rows + 5]), np.array([[8, 8], [8, 8]])  # the last episode, the first changed
+    whole = dataset.batch(starts, 2, None, strides, choice)
+    for share, shard in ((slice(0, 1), 1), (slice(1, 2), 0)):
+        opened, load = [], np.load
+        monkeypatch.setattr(np, "load", lambda path, **how: opened.append(path) or load(path, **how))  # noqa: B023
+        part = replace(dataset, copies=replace(dataset.copies)).batch(starts, 2, None, strides, choice, share)
+        monkeypatch.undo()
+        assert [path.parent.name for path in opened] == [f"train-{shard:05d}"]
+        same(part, type(whole)(**{name: value[share] for name, value in vars(whole).items()}))
+
+
+def test_other_commands_know_tokenized_episodes(config, tmp_path, capsys):
+    """Catches a dry run that needs pictures, and a command that finds a folder of ids empty."""
+    onto = replace(config, data=(str(tmp_path / "ids"),))
+    tokenize.run(read(tmp_path, "augment=tabletop"))
+    assert train.dry_run(onto) == train.dry_run(config)
+    with pytest.raises(EpisodeError, match="ids holds ids without pictures, which `world_model.train` alone reads"):
+        tokenize.run(read(tmp_path, f"data={tmp_path / 'ids'}", f"out={tmp_path / 'again'}"))
+
+
+def test_ids_are_told_by_content(config, tmp_path):
+    """Catches a half-finished training that is refused because folders were moved."""
+    tokenize.run(read(tmp_path, "copies=2", "augment=tabletop"))
+    onto = replace(config, data=(str(tmp_path / "ids"),))
+    go(onto, steps=1)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    tokenize.run(read(tmp_path, "copies=2", "augment=tabletop", f"data={tmp_path / 'moved'}"))
+    (tmp_path / "ids").rename(tmp_path / "ids2")
+    assert len(go(replace(onto, data=(str(tmp_path / "ids2"),)))[1]) == 5
 
 
 def test_what_does_not_fit_is_refused(config, tmp_path, make_episode):

@@ -21,7 +21,7 @@ HALF = 3
 def main(folder: Path, *overrides: str) -> None:
     config = replace(read_config(folder, *overrides), out=str(folder / "two"))
     processes = sharding.join(torch.device("cpu"), config.batch)
-    data = train.prepare(config, torch.device("cpu"))
+    data = train.prepare(config, torch.device("cpu"), processes)
     sharding.shard(data.model, processes)
     losses = []
     for progress, found in train.train(config, data, processes):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,14 @@ class Copies:
     episode: np.ndarray
     shift: np.ndarray
     noise: np.ndarray
-    _open: Any = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_open", lru_cache(OPEN)(lambda path: np.load(path, mmap_mode="r")))
 
     def __len__(self) -> int:
         """K."""
         return self.shift.shape[1]
+
+    @cached_property
+    def _open(self) -> Callable[[Path], np.ndarray]:
+        return lru_cache(OPEN)(partial(np.load, mmap_mode="r"))
 
     def ids(self, rows: np.ndarray, copy: np.ndarray) -> Tensor:
         """Of rows (B, n), each line of one episode, as copies (B,) show them: (B, n, ids) i64."""

@@ -26,6 +26,7 @@ from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
 from world_model.training import sources
 from world_model.training.dataset import EpisodeDataset, chunks, common_spec, fit_ranges
+from world_model.training.sharding import Processes
 from world_model.training.sides import Found, Side, open_folders
 from world_model.training.start import continued, require_agreement
 from world_model.training.tokenized import TokenizedSource
@@ -55,11 +56,15 @@ class Data:
     notes: tuple[str, ...] = ()
 
 
-def prepare(config: TrainConfig, device: torch.device) -> Data:
+def prepare(config: TrainConfig, device: torch.device, processes: Processes | None = None) -> Data:
     """Read every episode once, fit the text and action tokenizers on the training ones, build the model; or take
-    all of these from the checkpoint to start from."""
+    all of these from the checkpoint to start from.
+
+    processes: those that will train together, which share the search for damage in tokenized episodes.
+    """
     begin = checkpoint.load(config.start, device) if config.start else None
-    found = open_folders(config.folders, config.held_out)
+    processes = processes or Processes(device)
+    found = open_folders(config.folders, config.held_out, slice(processes.rank, None, processes.world_size))
     if not any(source.train for source in found):
         raise EpisodeError(sources.why_nothing_to_train(found, config.held_out))
     episodes, tests = (Side.read(found, held_out) for held_out in (False, True))
@@ -123,8 +128,8 @@ def meta_model(config: TrainConfig) -> WorldModel:
     """
     if config.start:
         raise ValueError("`dry_run` says what a new model takes: leave `start` out, and choose its size by `model`")
-    source = sources.open_sources({"data": config.data[:1]})[0]
-    episode = source.store.read(source.train[0], states=False)
+    (source,) = open_folders({"data": config.data[:1]}, None, checked=slice(0))
+    episode = next(source.each())
     return new_model(config, episode.spec, [episode], torch.device("meta"))[0]
 
 

@@ -21,9 +21,9 @@ from world_model.training.tokenized import SIDES, TokenizedSource, is_tokenized
 Found = Sequence[Source] | Sequence[TokenizedSource]
 
 
-def open_folders(folders: Mapping[str, Sequence[str]], held_out: int) -> Found:
+def open_folders(folders: Mapping[str, Sequence[str]], held_out: int | None, checked: slice = slice(None)) -> Found:
     """The folders of episodes that each setting names, all tokenized or none. EpisodeError for one that is missing or
-    damaged, ValueError for both kinds together."""
+    damaged, ValueError for both kinds together. checked: as of `TokenizedSource.open`."""
     paths = [(role, path) for role, each in folders.items() for path in each]
     tokenized = [path for _, path in paths if is_tokenized(path)]
     if not tokenized:
@@ -34,7 +34,7 @@ def open_folders(folders: Mapping[str, Sequence[str]], held_out: int) -> Found:
             f"{tokenized[0]} is tokenized and {others[0]} is not: run `python -m world_model.tokenize` for the latter "
             "too, or name the folders that the former was made from"
         )
-    found = [TokenizedSource.open(role, path) for role, path in paths]
+    found = [TokenizedSource.open(role, path, checked) for role, path in paths]
     if len(copies := {source.copies for source in found}) > 1:
         raise ValueError(f"all tokenized folders must have as many copies, got {', '.join(map(str, sorted(copies)))}")
     return found

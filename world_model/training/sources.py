@@ -12,7 +12,9 @@ from tqdm import tqdm
 from envs.data.fingerprint import Folder
 from envs.data.formats.folder import Episodes, open_episodes
 from envs.data.split import refuse_imagined, refuse_training
+from envs.data.store import EpisodeError
 from envs.types import Episode
+from world_model.training.tokenized import is_tokenized
 
 
 def as_folders(value: Any) -> Any:
@@ -56,13 +58,17 @@ class Source:
 
 
 def open_sources(folders: Mapping[str, Sequence[str]], held_out: int | None = None) -> list[Source]:
-    """The folders that each setting names. EpisodeError for one that is missing or empty, by its name.
+    """The folders that each setting names. EpisodeError for one that is missing or empty, or that holds ids alone, by
+    its name.
 
     held_out: keep about one in so many seeds for measuring; None to take all episodes as they are.
     """
     sources = []
     for role, paths in folders.items():
         for path in paths:
+            if is_tokenized(path):
+                raise EpisodeError(f"{path} holds ids without pictures, which `world_model.train` alone reads: name "
+                                   "the folders that it was made from")  # fmt: skip
             store = open_episodes(path)
             train, held = store.split(held_out) if held_out else (store.names(), [])
             sources.append(Source(role, store, tuple(train), tuple(held)))

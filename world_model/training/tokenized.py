@@ -27,12 +27,13 @@ import numpy as np
 from tqdm import tqdm
 
 from envs.data.files import sync_folder, temporary_name, to_json, write_json
-from envs.data.fingerprint import Folder, differences
+from envs.data.fingerprint import Folder, differences, digest
 from envs.data.store import UNREADABLE, EpisodeError
 from envs.types import POSE, Episode, Spec
 
 FORMAT = 1
 MANIFEST, SHARD, IDS = "manifest.json", "shard.json", "ids.npy"
+OWN = "sha256_of_the_rest"  # of a JSON file, within it
 SIDES = ("train", "held_out")
 ARRAYS = tuple(name for name in Episode.array_names() if name != "sim_state")
 PLAIN = tuple(
@@ -73,7 +74,7 @@ def shard_path(root: Path, side: str, number: int) -> Path:
 def write_manifest(root: Path, made_from: Mapping[str, Any], episodes: Mapping[str, int]) -> None:
     """Begin a folder. episodes: how many each side will have."""
     root.mkdir(parents=True, exist_ok=True)
-    write_json(root / MANIFEST, {"format": FORMAT, "made_from": made_from, "episodes": episodes})
+    write_json(root / MANIFEST, _signed({"format": FORMAT, "made_from": made_from, "episodes": episodes}))
 
 
 def write_shard(path: Path, episodes: Sequence[Tokenized]) -> None:
@@ -98,7 +99,7 @@ def write_shard(path: Path, episodes: Sequence[Tokenized]) -> None:
         sha256[IDS] = _write(beside / IDS, [e.ids for e in episodes], copies=True)
         rows = sum(len(e.episode) + 1 for e in episodes)
         content = {"rows": rows, "episodes": about, "specs": [json.loads(spec) for spec in specs], "sha256": sha256}
-        _write_synced(beside / SHARD, to_json(content).encode())
+        _write_synced(beside / SHARD, to_json(_signed(content)).encode())
         os.rename(beside, path)
         sync_folder(path.parent)
     except OSError as error:
@@ -131,6 +132,22 @@ def _write(path: Path, parts: Sequence[np.ndarray], copies: bool = False) -> str
     return sha256.hexdigest()
 
 
+def _signed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """With its own sha256, because what it says of the others must not be damaged unseen."""
+    return {**content, OWN: _sha256(content)}
+
+
+def _verified(content: dict[str, Any]) -> dict[str, Any]:
+    """Itself. ValueError where it is not what was signed."""
+    if content.get(OWN) != _sha256({name: value for name, value in content.items() if name != OWN}):
+        raise ValueError("its sha256 does not match")
+    return content
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(to_json(content, None, sort_keys=True).encode()).hexdigest()
+
+
 def _write_synced(path: Path, content: bytes) -> None:
     with open(path, "wb") as file:
         file.write(content)
@@ -157,11 +174,9 @@ def shards(root: Path, side: str) -> list[Path]:
 def read_about(shard: Path) -> dict[str, Any]:
     """A shard's JSON. EpisodeError where it is damaged."""
     try:
-        about = json.loads((shard / SHARD).read_bytes())
-        _ = about["rows"], about["episodes"], about["specs"], about["sha256"]
-        return about
+        return _verified(json.loads((shard / SHARD).read_bytes()))
     except UNREADABLE as error:
-        raise EpisodeError(f"{shard / SHARD} is damaged ({error!r}): remove {shard} and {AGAIN}") from error
+        raise EpisodeError(f"{shard / SHARD} is damaged ({error}): remove {shard} and {AGAIN}") from error
 
 
 @dataclass(frozen=True)
@@ -180,24 +195,30 @@ class TokenizedSource:
     sha256: str
 
     @classmethod
-    def open(cls, role: str, root: str | os.PathLike[str]) -> TokenizedSource:
-        """EpisodeError for a folder that is damaged, or not finished."""
-        root, paths, rows, count = Path(root), {}, {}, {}
+    def open(cls, role: str, root: str | os.PathLike[str], checked: slice = slice(None)) -> TokenizedSource:
+        """EpisodeError for a folder that is damaged, or not finished. checked: the shards of each side that are read
+        to the end to find damage."""
+        root = Path(root)
         manifest = read_manifest(root)
-        content = hashlib.sha256(to_json(manifest, sort_keys=True).encode())
+        paths = {side: tuple(shards(root, side)) for side in SIDES}
+        rows: dict[str, tuple[int, ...]] = dict.fromkeys(SIDES, ())
+        count, content = dict.fromkeys(SIDES, 0), [digest(manifest["made_from"])]
         for side in SIDES:
-            paths[side] = tuple(shards(root, side))
-            about = [_checked(path) for path in tqdm(paths[side], f"checking {root}", leave=False)]
-            rows[side] = tuple(each["rows"] for each in about)
-            count[side] = range(sum(each["episodes"] for each in about))
-            for each in about:
-                content.update(each["sha256"].encode())
-            if len(count[side]) != manifest["episodes"][side]:
+            read_whole = set(paths[side][checked])
+            for path in tqdm(paths[side], f"checking {root}", leave=False):
+                about = read_about(path)
+                if path in read_whole:
+                    _check(path, about["sha256"])
+                rows[side] += (about["rows"],)
+                count[side] += len(about["episodes"])
+                content.append(about[OWN])
+            if count[side] != manifest["episodes"][side]:
                 raise EpisodeError(
-                    f"{root} is not finished, {len(count[side])} of {manifest['episodes'][side]} {side} episodes are "
+                    f"{root} is not finished, {count[side]} of {manifest['episodes'][side]} {side} episodes are "
                     f"tokenized: {AGAIN}, it goes on where it stopped"
                 )
-        return cls(role, root, manifest["made_from"], paths, rows, **count, sha256=content.hexdigest())
+        numbers, sha256 = {side: range(n) for side, n in count.items()}, _sha256(content)
+        return cls(role, root, manifest["made_from"], paths, rows, **numbers, sha256=sha256)
 
     @property
     def copies(self) -> int:
@@ -243,19 +264,16 @@ def read_manifest(root: Path) -> dict[str, Any]:
     path = root / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
-        form = manifest["format"]
-        _ = [manifest["episodes"][side] for side in SIDES], manifest["made_from"]["settings"]["copies"]
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"it is of format {manifest['format']}, and this version reads {FORMAT}")
+        return _verified(manifest)
     except UNREADABLE as error:
-        raise EpisodeError(f"{path} cannot be read ({error!r}): remove {root} and {AGAIN}") from error
-    if form != FORMAT:
-        raise EpisodeError(f"{path} is of format {form}, and this version reads {FORMAT}: remove {root} and {AGAIN}")
-    return manifest
+        raise EpisodeError(f"{path} cannot be read ({error}): remove {root} and {AGAIN}") from error
 
 
-def _checked(shard: Path) -> dict[str, Any]:
-    """Rows, number of episodes and sha256 of a shard. EpisodeError where a file is missing or damaged."""
-    about = read_about(shard)
-    for name, expected in about["sha256"].items():
+def _check(shard: Path, sha256: Mapping[str, str]) -> None:
+    """EpisodeError where a file of a shard is missing or damaged."""
+    for name, expected in sha256.items():
         try:
             with open(shard / name, "rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -264,8 +282,6 @@ def _checked(shard: Path) -> dict[str, Any]:
             raise EpisodeError(f"{shard / name} {why}: remove {shard} and {AGAIN}") from error
         if found != expected:
             raise EpisodeError(f"{shard / name} is damaged (its sha256 does not match): remove {shard} and {AGAIN}")
-    sha256 = hashlib.sha256(to_json(about, sort_keys=True).encode()).hexdigest()
-    return {"rows": about["rows"], "episodes": len(about["episodes"]), "sha256": sha256}
 
 
 def read_episodes(shard: Path) -> Iterator[Episode]:
