@@ -35,13 +35,9 @@ def test_both_contestants_load_the_same(loaded, make_episode, tmp_path):
 def test_repeated_episodes_take_disk_and_not_memory(untrained, loaded, make_episode, tmp_path, monkeypatch):
     """Catches a footprint that leaves out what a batch or a folder of repeated episodes holds, as pictures in memory
     show."""
-    episodes, times = [make_episode(0, steps=40)], 60
-    monkeypatch.setattr(loading, "EPISODES", 25)
-    loading.write(tmp_path / str(times), loaded, episodes, times)
-    held = {}
-    for on_disk in (True, False):
-        job = loading.Footprint(str(untrained), str(tmp_path), on_disk, 2, 2, batches=5)
-        ((rows, held[on_disk]),) = job.work(iter([times]))
-        assert rows == 41 * times
-    assert held[False] > 0.9 * 15 * 41 * times / 1024 > held[True]
-    assert len(list(Path(tmp_path / str(times)).glob("train-*"))) == 3
+    monkeypatch.setattr(loading, "EPISODES", 50)
+    held = loading.measure_memory(tmp_path, str(untrained), loaded, [make_episode(0, steps=40)], (20, 120), 2, 2)
+    (few, many), pictures = (held[loading.DISK].values(), held[loading.MEMORY]["mib_of_4920_control_steps"])
+    assert pictures > 0.9 * 15 * 4920 / 1024
+    assert many < few + 10
+    assert len(list(Path(tmp_path / "120").glob("train-*"))) == 3
