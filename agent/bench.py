@@ -123,9 +123,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         "simulation": _simulation(config, chunks[0, : config.simulated].cpu().numpy(), turns),
         "decisions": turns(contestants.decisions(acting, seen, config.robots), "decisions"),
     }
-    batch = dataset.batch(spread_by_episode(dataset, config.batch, config.window), config.window).to(device)
-    parts["training"] = turns(contestants.training(model, batch), "training")
-    parts["loading"] = _loading(config, loaded, episodes, dataset, turns)
+    parts["training"] = _training(config, loaded, episodes, dataset, turns)
     return {
         "settings": asdict(config), "parameters": sum(p.numel() for p in model.parameters()),
         "checkpoint": checkpoint_identity(config.checkpoint), "load_average": os.getloadavg(),
@@ -154,15 +152,18 @@ def _simulation(config: BenchConfig, actions: np.ndarray, turns: Any) -> Rows:
     return rows
 
 
-def _loading(config: BenchConfig, loaded: Loaded, episodes: list[Episode], memory: EpisodeDataset, turns: Any) -> Rows:
+def _training(config: BenchConfig, loaded: Loaded, episodes: list[Episode], memory: EpisodeDataset, turns: Any) -> Rows:
+    """A step, and loading the windows that it learns from."""
+    sizes = config.batch, config.window
+    batch = memory.batch(spread_by_episode(memory, *sizes), config.window).to(loaded.model.device)
     with tempfile.TemporaryDirectory(dir=config.out) as folder:
         loading.write(Path(folder), loaded, episodes, 1)
         disk = loading.open_dataset(Path(folder), loaded)
-        rows = turns(loading.contestants(loaded, memory, disk, config.batch, config.window), "loading")
-        held = loading.measure_memory(
-            Path(folder) / "repeated", config.checkpoint, loaded, episodes, config.repeats, config.batch, config.window
-        )
-    return {name: {**row, **held[name]} for name, row in rows.items()}
+        both = contestants.training(loaded.model, batch) | loading.contestants(loaded, memory, disk, *sizes)
+        rows = turns(both, "training and loading")
+        repeated = Path(folder) / "repeated"
+        held = loading.measure_memory(repeated, config.checkpoint, loaded, episodes, config.repeats, *sizes)
+    return {name: {**row, **held.get(name, {})} for name, row in rows.items()}
 
 
 def _generate(config: BenchConfig, spec: Any, tokenizer: Any, device: torch.device, turns: Any) -> Rows:
@@ -249,7 +250,7 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-PARTS = ("decoding", "candidates", "horizon", "generate", "simulation", "decisions", "training", "loading")
+PARTS = ("decoding", "candidates", "horizon", "generate", "simulation", "decisions", "training")
 COLOUR = "#3b6ea5"
 TIMES = ("seconds", "range", "per_second", "unit", "model_steps_ahead", "windows")
 
