@@ -134,7 +134,8 @@ def _write(path: Path, parts: Sequence[np.ndarray], copies: bool = False) -> str
 
 def _signed(content: Mapping[str, Any]) -> dict[str, Any]:
     """With its own sha256, because what it says of the others must not be damaged unseen."""
-    return {**content, OWN: _sha256(content)}
+    plain = json.loads(to_json(content))
+    return {**plain, OWN: _sha256(plain)}
 
 
 def _verified(content: dict[str, Any]) -> dict[str, Any]:
@@ -144,8 +145,9 @@ def _verified(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def _sha256(content: Any) -> str:
-    return hashlib.sha256(to_json(content, None, sort_keys=True).encode()).hexdigest()
+def _sha256(plain: Any) -> str:
+    """Of what JSON reads as itself."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _write_synced(path: Path, content: bytes) -> None:
