@@ -152,14 +152,14 @@ class FoldHalf(Tabletop):
             held = held if away[held] < PINCHED else len(keypoints)
         apart = np.linalg.norm(keypoints[:2] - keypoints[2:], axis=-1)
         folded = success or bool((apart < score.MAX_CORNER_DISTANCE).all())  # nobody tells of a bunch between them
-        stage = score.fold_stage(keypoints, held, folded)
+        stage = score.fold_stage(apart, held, folded)
         return Scene(keypoints, int(held), stage, float(state[-1]), state[:3], state[3:6])
 
     def scene(self) -> Scene:
         vertices = self._vertices()
         corners = np.array([vertices[row, column] for row, column in CORNERS], dtype=np.float32)
         held = self._held()
-        stage = score.fold_stage(corners, held, score.half_folded(vertices))
+        stage = score.fold_stage(_corner_distances(vertices), held, score.half_folded(vertices))
         gripper, turned = self.gripper_position().astype(np.float32), self.turned().astype(np.float32)
         return Scene(corners, held, stage, self.opening(), gripper, turned)
 

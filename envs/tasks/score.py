@@ -10,7 +10,6 @@ from envs.sim.table import TABLE_HEIGHT
 MAX_CORNER_DISTANCE = 0.050  # metres, both corner pairs (aloha_sim's TowelFoldInHalf)
 MAX_PAIR_DISTANCE = 0.025  # metres, the mean over all vertex pairs: refuses a bunched cloth
 LAID = 0.038  # metres, a corner pair that needs no more work
-APART = 0.06  # metres short of its far corner, or aside of it, from which a near corner does not count as laid at all
 SIDE = 0.24  # metres between the corners of a pair before the fold
 NEAR = 0.1  # metres over which reaching counts most
 
@@ -72,38 +71,21 @@ def fold_progress(corners: np.ndarray, gripper: np.ndarray, holding: np.ndarray)
     return (0.8 * grasp + 0.2 * (1 - np.clip(apart / SIDE, 0, 1))).mean(-1)
 
 
-def fold_offsets(corners: np.ndarray) -> np.ndarray:
-    """Where the near corners are, seen from their far ones: (2, 2) metres, left and right; along the fold, positive
-    beyond the far edge, and along that edge. corners: (4, 3) m, as in `Scene`."""
-    edge = (corners[2] - corners[3])[:2]
-    edge = edge / max(np.linalg.norm(edge), 1e-9)
-    return (corners[:2] - corners[2:])[:, :2] @ np.stack([[edge[1], -edge[0]], edge], axis=-1)
-
-
-def not_laid(corners: np.ndarray) -> np.ndarray:
-    """(2,) bool, left and right: whether the near corner is still to be carried to its far one. One that lies beyond
-    it was carried, and too far; and if the left one is being taken back, it drags the right one beyond and aside."""
-    (left, right), (left_aside, right_aside) = fold_offsets(corners).T
-    left_apart = left < -APART or abs(left_aside) > APART
-    dragged = left_apart or right > APART / 2
-    return np.array([left_apart, right < -APART or (abs(right_aside) > APART and not dragged)])
-
-
-def fold_stage(corners: np.ndarray, held: int, folded: bool) -> int:
+def fold_stage(corner_distances: np.ndarray, held: int, folded: bool, done_below: float = LAID) -> int:
     """What to do next in a half fold: 0 grasp left, 1 lay left, 2 grasp right, 3 lay right, 4 move away.
 
-    corners, held: as in `Scene`; folded: as `half_folded` says. A cloth that counts as folded is let be. Left comes
-    before right, and what was folded wrongly is opened in the same order, so that a scene tells which way it goes: both
-    corners laid and still no fold, then the left one opened, then both.
+    corner_distances: (2,) metres, left and right; held: as in `Scene`, near left 0 and near right 1; folded: as
+    `half_folded` says. A cloth that counts as folded is let be; with both corners laid and a bunch between
+    them, the worse corner is laid again.
     """
     if held in (0, 1):
         return 1 + 2 * held
     if held >= 0 or folded:
         return 4
-    left, right = not_laid(corners)
-    if right:
-        return 0 if np.linalg.norm(corners[0] - corners[2]) > LAID else 2
-    return 2 if left or fold_offsets(corners)[1, 0] < -LAID else 0
+    for side in (0, 1):
+        if corner_distances[side] > done_below:
+            return 2 * side
+    return 2 * int(np.argmax(corner_distances))
 
 
 def lift_progress(cube: np.ndarray, gripper: np.ndarray, opening: np.ndarray, holding: np.ndarray) -> np.ndarray:

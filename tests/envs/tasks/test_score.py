@@ -88,39 +88,18 @@ def test_progress_is_told_of_many_scenes_at_once():
     )
 
 
-FLAT = -SIDE  # metres beyond its far corner of a near corner that nobody has moved
-
-
-def folding(left: float, right: float, aside: float = 0.0, turn: float = 0.7) -> np.ndarray:
-    """Corners (4, 3) of a turned cloth whose near ones lie so far beyond their far ones, metres, and the right one so
-    far aside."""
-    far = np.array([[0, SIDE, 0], [0, 0, 0]], dtype=float)
-    corners = np.concatenate([far + [[left, 0, 0], [right, aside, 0]], far])
-    return corners @ np.array([[np.cos(turn), np.sin(turn), 0], [-np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
-
-
-def test_where_the_near_corners_lie():
-    """A sign or a side that is wrong opens good folds and lays bad ones again."""
-    np.testing.assert_allclose(score.fold_offsets(folding(0.05, FLAT, 0.02)), [[0.05, 0], [FLAT, 0.02]], atol=1e-9)
-    assert score.not_laid(folding(0.08, FLAT)).tolist() == [False, True]
-    assert score.not_laid(folding(0.0, 0.0, 0.1)).tolist() == [False, True]
-    assert score.not_laid(folding(FLAT, 0.0, 0.1)).tolist() == [True, False]  # as the left one drags it
-
-
 @pytest.mark.parametrize(
-    ("corners", "held", "folded", "stage"),
+    ("distances", "held", "folded", "stage"),
     [
-        (folding(FLAT, FLAT), -1, False, 0), (folding(FLAT, FLAT), 0, False, 1), (folding(0.01, FLAT), -1, False, 2),
-        (folding(0.01, FLAT), 1, False, 3), (folding(0.01, 0.01), -1, True, 4), (folding(FLAT, FLAT), 4, False, 4),
-        (folding(FLAT, FLAT), 2, False, 4), (folding(-0.05, FLAT), -1, False, 0), (folding(0.01, -0.05), -1, False, 2),
-        # folded wrongly: open the left corner, then the right one, and begin again
-        (folding(0.05, 0.03), -1, False, 0), (folding(0.03, 0.02), -1, False, 0), (folding(FLAT, 0.03), -1, False, 2),
+        ((0.24, 0.24), -1, False, 0), ((0.24, 0.24), 0, False, 1), ((0.01, 0.24), -1, False, 2),
+        ((0.01, 0.24), 1, False, 3), ((0.01, 0.01), -1, True, 4), ((0.24, 0.24), 4, False, 4),
+        ((0.24, 0.24), 2, False, 4), ((0.03, 0.02), -1, False, 0), ((0.02, 0.03), -1, False, 2),
     ],
 )  # fmt: skip
-def test_what_to_do_next(corners, held, folded, stage):
-    """A stage out of order sends the expert to a corner that is laid already; a wrong grasp must be let go, and a fold
-    in the wrong place must be opened, in an order by which the scene tells how far that has come."""
-    assert score.fold_stage(corners, held, folded) == stage
+def test_what_to_do_next(distances, held, folded, stage):
+    """A stage out of order sends the expert to a corner that is laid already; a wrong grasp must be let go, and a bunch
+    between two laid corners must be pulled out."""
+    assert score.fold_stage(np.array(distances), held, folded) == stage
 
 
 CUBE = np.array([0.0, 0.0, TABLE_HEIGHT + score.REST])
