@@ -71,8 +71,8 @@ class TokenizeConfig:
 def encode(frames: ImageTokenizer, episode: Episode, change: Change) -> np.ndarray:
     """Image ids of an episode in each of K copies, (K, T + 1, ids), of the smallest unsigned type that holds them."""
     rows, copies = len(episode) + 1, []
-    for k in range(len(change.shift)):
-        own = replace(change, colours=change.colours[k : k + 1], shift=change.shift[k : k + 1])
+    for k in range(len(change.place)):
+        own = replace(change, colours=change.colours[k : k + 1], place=change.place[k : k + 1])
         parts = []
         for part in (slice(start, start + IMAGES_AT_ONCE) for start in range(0, rows, IMAGES_AT_ONCE)):
             seen = []
@@ -96,7 +96,7 @@ def tokenize(config: TokenizeConfig, frames: ImageTokenizer, episode: Episode, n
     change = augment.draw(copies, rng, unit)
     noise = torch.zeros(copies, len(spec.state)) if change.noise is None else change.noise
     ids = encode(frames, episode, change)
-    return Tokenized(tokenized.without_pictures(episode), ids, change.shift.numpy(), noise.numpy())
+    return Tokenized(tokenized.without_pictures(episode), ids, change.place.numpy(), noise.numpy())
 
 
 def fill(

@@ -31,9 +31,9 @@ EPISODES = 256  # a shard
 def write(folder: Path, loaded: Loaded, episodes: Sequence[Episode], times: int) -> None:
     """The same episodes `times` over, tokenized in one copy that is not changed."""
     unchanged = Augmentation(share=0.0).draw(1, torch.Generator())
-    shift, noise = unchanged.shift.numpy(), np.zeros((1, len(loaded.spec.state)), np.float32)
+    place, noise = unchanged.place.numpy(), np.zeros((1, len(loaded.spec.state)), np.float32)
     made = [
-        Tokenized(tokenized.without_pictures(e), tokenize.encode(loaded.frames, e, unchanged), shift, noise)
+        Tokenized(tokenized.without_pictures(e), tokenize.encode(loaded.frames, e, unchanged), place, noise)
         for e in episodes
     ]
     every = made * times

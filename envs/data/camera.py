@@ -1,5 +1,5 @@
-"""Cameras that stand still and whose pose is known: where they see points of the world, and how their images shift
-with the scene."""
+"""Cameras that stand still and whose pose is known: where they see points of the world, and how their images change
+with the scene's place and size."""
 
 from __future__ import annotations
 
@@ -59,17 +59,21 @@ def project(poses: np.ndarray, points: np.ndarray, height: int, width: int) -> n
     return seen[..., :2] / seen[..., 2:]
 
 
-def shift_scene(images: torch.Tensor, matrix: np.ndarray, shift: torch.Tensor, ground: float) -> torch.Tensor:
-    """What a camera would have seen with the whole scene moved along x and y, robot included, and the camera not.
+def place_scene(images: torch.Tensor, matrix: np.ndarray, place: torch.Tensor, ground: float) -> torch.Tensor:
+    """What a camera would have seen with the whole scene moved along x and y and made larger or smaller, robot
+    included, and the camera not.
 
     Exact for the plane z = ground (a homography); of a camera c metres above it, what stands h above it moves by the
-    share h / c too little. Images (n, h, w, 3) u8, matrix of the camera or of each (3, 4) or (n, 3, 4), shift (n, 2) m,
-    ground m -> images; what comes into view repeats the border.
+    share h / c too little. Images (n, h, w, 3) u8, matrix of the camera or of each (3, 4) or (n, 3, 4), place (n, 4) a
+    scale and x, y and z in m, by which the plane comes to lie in itself, ground m -> images; what comes into view
+    repeats the border.
     """
     height, width = images.shape[-3:-1]
     plane = torch.from_numpy(matrix[..., [0, 1, 3]] + matrix[..., [2]] * [[0, 0, ground]])
-    move = torch.eye(3, dtype=plane.dtype).repeat(len(shift), 1, 1)
-    move[:, :2, 2] = -shift.cpu()
+    move = torch.eye(3, dtype=plane.dtype).repeat(len(place), 1, 1)
+    scale, along = place.cpu().double().split([1, 3], dim=1)
+    move[:, [0, 1], [0, 1]] = 1 / scale
+    move[:, :2, 2] = -along[:, :2] / scale
     back = (plane @ move @ plane.inverse()).float().to(images.device)  # where a pixel's content comes from
     rows, columns = (torch.arange(n, dtype=torch.float32, device=images.device) for n in (height, width))
     row, column = torch.meshgrid(rows, columns, indexing="ij")

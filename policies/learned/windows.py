@@ -108,7 +108,7 @@ class Windows:
         told = told & torch.isfinite(actions).all(-1)
         state, images = self.state[rows], []
         if change is not None:
-            state = change.state(state, self.spec.positions)
+            state, actions = change.state(state, self.spec.positions), change.actions(actions, self.spec)
         for camera in self.spec.cameras:
             seen = self.images[camera.name][rows]
             if change is not None:

@@ -69,7 +69,7 @@ def test_unchanged_copies_train_as_memory_does(config, tmp_path, extra):
 def test_each_copy_tells_one_story(config, tmp_path):
     """Catches images of one copy beside the state of another, a change within an episode, held-out episodes that are
     changed, and epochs that show one copy alone."""
-    augment = replace(config.augment, share=1.0, noise=0.1)
+    augment = replace(config.augment, share=1.0, noise=0.1, scale=0.3)
     tokenize.run(replace(read(tmp_path, "copies=3", "shard_mib=0.001"), augment=augment))
     settings = replace(config, augment=augment)
     memory = train.prepare(settings, CPU)
@@ -81,12 +81,12 @@ def test_each_copy_tells_one_story(config, tmp_path):
         unit = replace(SPEC, state=tuple(replace(part, low=0.0, high=1.0) for part in SPEC.state))
         change = augment.draw(3, rng, unit)
         change = replace(change, noise=change.noise * torch.from_numpy(spread))
-        own = replace(change, **{n: getattr(change, n)[k : k + 1] for n in ("colours", "shift", "noise")})
+        own = replace(change, **{n: getattr(change, n)[k : k + 1] for n in ("colours", "place", "noise")})
         expected = memory.train.batch(np.array([57 + start]), 2, own)
         same(disk.train.batch(np.array([k * len(disk.train) + 57 + start]), 2), expected)
     with pytest.raises(ValueError, match="each copy has its own"):
         disk.train.batch(np.array([0]), 2, own)
-    assert len(copies) == 3 and len({*map(tuple, copies.shift.reshape(-1, 2).tolist())}) == copies.shift[..., 0].size
+    assert len(copies) == 3 and len({*map(tuple, copies.place.reshape(-1, 4).tolist())}) == copies.place[..., 0].size
     same(disk.held_out.batch(np.array([5]), 2), memory.held_out.batch(np.array([5]), 2))
     rows = len(disk.train)
     seen = np.concatenate([train.batch_starts(config, rows, step, 3) for step in range(rows)])  # a batch is 3
@@ -255,7 +255,7 @@ def test_poses_are_told_and_views_left_out(tmp_path):
     disk = train.prepare(replace(settings, data=(str(tmp_path / "ids"),)), CPU)
     assert disk.model.layout.poses == memory.model.layout.poses != ()
     change = settings.augment.draw(2, torch.Generator().manual_seed(0))
-    own = replace(change, colours=change.colours[:1], shift=change.shift[:1])
+    own = replace(change, colours=change.colours[:1], place=change.place[:1])
     same(disk.train.batch(np.array([3]), 2), memory.train.batch(np.array([3]), 2, own))
 
 

@@ -90,6 +90,17 @@ def median_bin(probs: torch.Tensor) -> torch.Tensor:
     return (at + 0.5 + inside)[..., 0]
 
 
+def scale_codes(codes: torch.Tensor, factor: torch.Tensor, spec: Spec, coefs: tuple[int, ...]) -> torch.Tensor:
+    """Codes (B, ..., Ka) of chunks whose commands are each multiplied by factor (B, A), to half a bin, within the
+    outermost ones. Ranges of dimensions that do not keep theirs must be even about 0; grippers keep theirs."""
+    others = [i for i in range(len(spec.action)) if i not in spec.grippers]
+    each = factor[:, others].repeat_interleave(torch.tensor(coefs, device=factor.device), dim=1)  # (B, sum(coefs))
+    each = each.view(len(codes), *[1] * (codes.ndim - 2), -1)
+    bins, grippers = codes.tensor_split([sum(coefs)], dim=-1)
+    bins = ((bins - ZERO_BIN) * each).round().long() + ZERO_BIN
+    return torch.cat([bins.clamp(0, ACTION_BINS - 1), grippers], dim=-1)
+
+
 @dataclass(frozen=True)
 class RoundTrip:
     """What the code costs: error between chunks and their decoded codes, a control step, in halves of the range."""

@@ -26,19 +26,20 @@ class Copies:
     place throughout, which was made before its images became ids.
 
     paths: the shards' ids, (K, rows of the shard, ids) each. first: (shards + 1,) i64, the row at which each begins,
-    and R; no episode crosses it. episode: (R,) i32, the number of each row's episode. shift: (E, K, 2) f32, metres.
-    noise: (E, K, P) f32, in the state's units.
+    and R; no episode crosses it. episode: (R,) i32, the number of each row's episode. place: (E, K, 4) f32, as
+    `Change.place`. noise: (E, K, P) f32, in the state's units. translations: as `Change.translations`.
     """
 
     paths: tuple[Path, ...]
     first: np.ndarray
     episode: np.ndarray
-    shift: np.ndarray
+    place: np.ndarray
     noise: np.ndarray
+    translations: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """K."""
-        return self.shift.shape[1]
+        return self.place.shape[1]
 
     @cached_property
     def _open(self) -> Callable[[Path], np.ndarray]:
@@ -57,9 +58,9 @@ class Copies:
     def change(self, rows: np.ndarray, copy: np.ndarray) -> Change:
         """What was done to the episodes of rows (B,) in copies (B,), for all of them but their images."""
         episode = self.episode[rows]
-        shift, noise = (torch.from_numpy(array[episode, copy]) for array in (self.shift, self.noise))
-        release(self.episode, self.shift, self.noise)
-        return Change(torch.empty(0, 3, 3), shift, {}, 0.0, noise)
+        place, noise = (torch.from_numpy(array[episode, copy]) for array in (self.place, self.noise))
+        release(self.episode, self.place, self.noise)
+        return Change(torch.empty(0, 3, 3), place, {}, 0.0, noise, self.translations)
 
 
 def lay_on_disk(parts: Iterable[Mapping[str, np.ndarray]], folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:

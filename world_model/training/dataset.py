@@ -14,7 +14,7 @@ from torch import Tensor
 
 from envs.data.augmentation import Change
 from envs.types import HELD_UNKNOWN, Episode, Spec
-from world_model.tokens.actions import ActionTokenizer
+from world_model.tokens.actions import ActionTokenizer, scale_codes
 from world_model.tokens.images import ImageTokenizer
 from world_model.tokens.layout import Layout
 from world_model.tokens.poses import POSE_IDS
@@ -208,8 +208,14 @@ class EpisodeDataset:
         if choice is not None:
             pose = pose.masked_fill(choice.hidden[:, None, None], torch.nan)
         state, keypoints = (gather(array, at, torch.float32) for array in (self.state, self.keypoints))
+        executed = gather(self.action, (at[:, :-1], which), wide)
+        advised, advised_first = (gather(self.expert, (at[:, :-1], each), wide) for each in (-1, which))
         if change is not None:
             state, keypoints = change.state(state, layout.spec.positions), change.points(keypoints)
+            if (reach := change.reach(layout.spec)) is not None:
+                executed, advised, advised_first = (
+                    scale_codes(codes, reach, layout.spec, layout.coefs) for codes in (executed, advised, advised_first)
+                )
         batch = Batch(
             instruction=gather(self.instruction, starts, wide),
             image=image,
@@ -219,9 +225,9 @@ class EpisodeDataset:
             flags=gather(self.flags, at, wide),
             keypoints=layout.points_to_bins(keypoints),
             stride=torch.from_numpy(strides).to(wide),
-            action=gather(self.action, (at[:, :-1], which), wide),
-            expert=gather(self.expert, (at[:, :-1], -1), wide),
-            expert_action=gather(self.expert, (at[:, :-1], which), wide),
+            action=executed,
+            expert=advised,
+            expert_action=advised_first,
             valid=torch.from_numpy((rows <= last).astype(np.float32)),
             next_valid=torch.from_numpy(next_valid.astype(np.float32)),
             has_expert=torch.from_numpy((self.has_expert[at] & (rows < last))[:, :-1].astype(np.float32)),

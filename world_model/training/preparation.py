@@ -202,6 +202,8 @@ def _notes(
         yield "no episode says what an expert would do: the model learns what follows an action, but not how to act"
     if config.augment.shift and (why := config.augment.cannot_shift(train.layout.spec)):
         yield f"the scene stays where it is, `augment.shift` or not: {why}"
+    if config.augment.scale and (why := config.augment.cannot_scale(train.layout.spec)):
+        yield f"the scene stays as large as it is, `augment.scale` or not: {why}"
     if config.viewpoints.needs_views and not train.views.count.any():
         place = train.layout.view_camera
         why = f"has views of the size of camera {place}" if place else "tells where its cameras stand"

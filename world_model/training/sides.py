@@ -97,11 +97,12 @@ class Side:
             before = 0
             for each in (shard for source in self.found for shard in source.changes(self.held_out)):
                 yield {**each, "episode": each["episode"] + np.int32(before), "noise": each["noise"] * scale}
-                before += len(each["shift"])
+                before += len(each["place"])
 
         paths = tuple(path for source in self.found for path in source.ids(self.held_out))
         rows = np.cumsum([0, *(rows for source in self.found for rows in source.rows[side])])
-        return Copies(paths, rows, **lay_on_disk(changes(), folder))
+        translations = self.found[0].translations  # a training has one setting of `augment`, of which each folder is
+        return Copies(paths, rows, **lay_on_disk(changes(), folder), translations=translations)
 
     def _named(self) -> Iterator[tuple[str, Episode]]:
         for source in self.found:

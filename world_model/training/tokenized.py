@@ -4,7 +4,8 @@
                         episodes each side of the split has
     train-00000/ ...    a shard, whole or not there: some episodes end to end, as arrays that numpy maps into memory
       ids.npy           (K, R, ids) image ids of all cameras in each of K copies
-      shift.npy noise.npy  (E, K, 2) metres and (E, K, P) shares of the range of a state: the change of each copy
+      place.npy noise.npy  (E, K, 4) as `Change.place` and (E, K, P) shares of the range of a state: the change of each
+                        copy
       state.npy ...     every array of `envs.types.Episode` but the pictures and the simulator's states
       poses.npy         (n, 8), those that the episodes tell, one after the other
       shard.json        the rest of the episodes, and the sha256 of each file
@@ -31,7 +32,7 @@ from envs.data.fingerprint import Folder, differences, digest
 from envs.data.store import UNREADABLE, EpisodeError
 from envs.types import POSE, Episode, Spec
 
-FORMAT = 1
+FORMAT = 2  # 1 knew no scale
 MANIFEST, SHARD, IDS = "manifest.json", "shard.json", "ids.npy"
 OWN = "sha256_of_the_rest"  # of a JSON file, within it
 SIDES = ("train", "held_out")
@@ -44,12 +45,12 @@ AGAIN = "run the same `python -m world_model.tokenize` again"
 
 @dataclass(frozen=True)
 class Tokenized:
-    """One episode of T control steps in K copies. ids: (K, T + 1, ids) unsigned. shift: (K, 2) f32, metres. noise:
-    (K, P) f32, shares of each state's range."""
+    """One episode of T control steps in K copies. ids: (K, T + 1, ids) unsigned. place: (K, 4) f32, as
+    `Change.place`. noise: (K, P) f32, shares of each state's range."""
 
     episode: Episode
     ids: np.ndarray
-    shift: np.ndarray
+    place: np.ndarray
     noise: np.ndarray
 
 
@@ -90,7 +91,7 @@ def write_shard(path: Path, episodes: Sequence[Tokenized]) -> None:
     ]  # fmt: skip
     none = np.zeros((0, len(POSE)), np.float32)
     arrays = {name: [getattr(e.episode, name) for e in episodes] for name in ARRAYS}
-    arrays |= {name: [getattr(e, name)[None] for e in episodes] for name in ("shift", "noise")}
+    arrays |= {name: [getattr(e, name)[None] for e in episodes] for name in ("place", "noise")}
     arrays["poses"] = [none, *(pose for e in episodes for pose in e.episode.poses.values())]
     beside = temporary_name(path)
     try:
@@ -227,6 +228,11 @@ class TokenizedSource:
         """K."""
         return self.made_from["settings"]["copies"]
 
+    @property
+    def translations(self) -> tuple[str, ...]:
+        """As `Change.translations`."""
+        return tuple(self.made_from["settings"].get("augment", {}).get("translations", ()))
+
     def each(self, held_out: bool = False) -> Iterator[Episode]:
         """The episodes of one side, one after the other, with black pictures in place of theirs."""
         for path in self.paths[SIDES[held_out]]:
@@ -237,10 +243,10 @@ class TokenizedSource:
         return tuple(path / IDS for path in self.paths[SIDES[held_out]])
 
     def changes(self, held_out: bool) -> Iterator[dict[str, np.ndarray]]:
-        """Of each shard of one side: `episode` (rows,) i32, a row's number within the shard, `shift`, `noise`."""
+        """Of each shard of one side: `episode` (rows,) i32, a row's number within the shard, `place`, `noise`."""
         for path in self.paths[SIDES[held_out]]:
             rows = [each["steps"] + 1 for each in read_about(path)["episodes"]]
-            arrays = {name: np.load(path / f"{name}.npy", allow_pickle=False) for name in ("shift", "noise")}
+            arrays = {name: np.load(path / f"{name}.npy", allow_pickle=False) for name in ("place", "noise")}
             yield {"episode": np.repeat(np.arange(len(rows), dtype=np.int32), rows), **arrays}
 
     def fingerprint(self) -> Folder:

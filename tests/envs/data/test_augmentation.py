@@ -19,6 +19,11 @@ POSE = CameraPose((0.50, 0.0, 1.42), (0.03, 0.0, 0.83), 38.0)
 TABLETOP = Augmentation(share=1.0, shift=0.04, poses={"main": POSE}, attached=("wrist",), ground=TABLE_HEIGHT)
 
 
+def place(x: float, y: float, scale: float = 1.0) -> torch.Tensor:
+    """As `Change.place`, of one sample."""
+    return torch.tensor([[scale, x, y, 0.0]])
+
+
 def spot(points: np.ndarray, height: int = 64, width: int = 64) -> torch.Tensor:
     """A dark image with a bright blob where the camera sees each point, (1, h, w, 3) u8."""
     image = np.zeros((height, width))
@@ -54,9 +59,24 @@ def test_a_camera_that_cannot_be_is_refused():
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 96)])
 def test_the_image_moves_as_far_as_the_points(size):
-    """Catches a shift that is mirrored, transposed or in other units than the labels: perception learns a lie."""
+    """Catches a shift or a scale that is mirrored, transposed or in other units than the labels: perception learns a
+    lie."""
     points = torch.tensor([[[0.02, -0.03, TABLE_HEIGHT]]])
-    change = Change(torch.eye(3)[None], torch.tensor([[0.03, -0.02]]), {"main": POSE}, TABLE_HEIGHT)
+    for shift, scale, center in ((0.0, 1.0, (0.03, 0.01)), (0.04, 0.0, (0.0, 0.0)), (0.04, 0.5, (0.0, 0.0))):
+        augment = Augmentation(shift=shift, scale=scale, center=center)
+        augment = replace(augment, share=1.0, hue=0.0, gain=(1.0, 1.0), poses={"main": POSE}, ground=TABLE_HEIGHT)
+        change = augment.draw(1, torch.Generator().manual_seed(4))
+        moved = change.images("main", spot(points[0].numpy(), *size))
+        expected = project(POSE.pose, change.points(points)[0].numpy(), *size)[0]
+        assert np.abs(expected - project(POSE.pose, points[0].numpy(), *size)[0]).max() > 1
+        np.testing.assert_allclose(centre(moved[0]), expected, atol=0.2)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 96)])
+def test_the_image_moves_by_the_numbers_told(size):
+    """Catches a change whose picture and labels agree, and neither is the change that was asked for."""
+    points = torch.tensor([[[0.02, -0.03, TABLE_HEIGHT]]])
+    change = Change(torch.eye(3)[None], place(0.03, -0.02), {"main": POSE}, TABLE_HEIGHT)
     moved = change.images("main", spot(points[0].numpy(), *size))
     expected = project(POSE.pose, change.points(points)[0].numpy(), *size)[0]
     np.testing.assert_allclose(centre(moved[0]), expected, atol=0.2)
@@ -64,9 +84,31 @@ def test_the_image_moves_as_far_as_the_points(size):
 
 def test_every_position_of_the_state_moves_along():
     """Catches the second hand, or a hand whose position does not come first, that stays where the image moves."""
-    change = Change(torch.eye(3)[None], torch.tensor([[0.03, -0.02]]), {}, 0.0)
+    change = Change(torch.eye(3)[None], place(0.03, -0.02), {}, 0.0)
     moved = change.state(torch.zeros(1, 5, 8), ((1, 2, 3), (6, 5, 7)))
     assert moved[0, 4].tolist() == pytest.approx([0, 0.03, -0.02, 0, 0, -0.02, 0.03, 0])
+
+
+def test_a_larger_world_is_one_story():
+    """Catches actions that no longer lead to where the state says, a table that rises, jaws that open further than
+    they can, and a command beyond the robot's range."""
+    augment = replace(TABLETOP, shift=0.0, scale=0.2, center=(0.1, 0.0), translations=("dx", "dy", "dz"))
+    change = augment.draw(200, torch.Generator().manual_seed(0))
+    scale = change.place[:, 0]
+    assert 1 / 1.2 - 1e-6 <= scale.min() < 0.87 and 1.15 < scale.max() <= 1.2 + 1e-6
+    fixed = torch.tensor([0.1, 0.0, TABLE_HEIGHT]).expand(200, 1, 3)
+    torch.testing.assert_close(change.points(fixed), fixed)
+
+    before = torch.rand(200, len(SPEC.state), generator=torch.Generator().manual_seed(1)) * 0.5
+    action = torch.rand(200, len(SPEC.action), generator=torch.Generator().manual_seed(2)) * 0.7
+    after = before.clone()
+    after[:, :3] += 0.05 * action[:, :3]  # OSC_POSE's metres
+    moved, led = change.state(before, SPEC.positions), change.state(after, SPEC.positions)
+    further = change.actions(action, SPEC)
+    torch.testing.assert_close(led[:, :3] - moved[:, :3], 0.05 * further[:, :3])
+    assert torch.equal(further[:, 3:], action[:, 3:]) and torch.equal(moved[:, 3:], before[:, 3:])
+    assert change.actions(torch.ones(200, 4, len(SPEC.action)), SPEC).max() == 1
+    assert replace(augment, scale=0.0).draw(2, torch.Generator()).reach(SPEC) is None
 
 
 def test_images_of_a_sample_change_alike():
@@ -77,7 +119,7 @@ def test_images_of_a_sample_change_alike():
         after = change.images(camera, view)
         assert after.shape == view.shape and after.dtype == torch.uint8
         assert torch.equal(after, after[:, :1].expand_as(after)) and not torch.equal(after, view)
-    assert not torch.equal(change.colours[0], change.colours[1]) and not torch.equal(change.shift[0], change.shift[1])
+    assert not torch.equal(change.colours[0], change.colours[1]) and not torch.equal(change.place[0], change.place[1])
 
 
 def test_what_is_not_drawn_stays_as_it_was():
@@ -116,10 +158,18 @@ def test_nothing_moves_where_an_image_or_the_state_could_not():
     for spec, why in ((third, "side"), (joints, "where the hand is")):
         assert why in TABLETOP.cannot_shift(spec)
         change = TABLETOP.of(spec).draw(4, torch.Generator().manual_seed(0))
-        assert not change.shift.any() and not change.poses
+        assert torch.equal(change.place, place(0, 0).expand(4, 4)) and not change.poses
         same = TABLETOP.draw(4, torch.Generator().manual_seed(0))
         assert torch.equal(change.colours, same.colours), "the same draws, so that the order of randomness is one"
     assert TABLETOP.cannot_shift(SPEC) == "" and TABLETOP.of(SPEC) == TABLETOP
+    larger = replace(TABLETOP, scale=0.1)
+    for names in ((), ("dx", "left"), ("gripper",)):
+        wrong = replace(larger, translations=names)
+        assert "must name" in wrong.cannot_scale(SPEC) and wrong.of(SPEC) == replace(wrong, scale=0.0)
+    uneven = replace(SPEC, action=(replace(SPEC.action[0], low=0.0), *SPEC.action[1:]))
+    larger = replace(larger, translations=("dx",))
+    assert "dx is not even" in larger.cannot_scale(uneven) and larger.of(SPEC) == larger
+    assert "side" in larger.cannot_scale(third)
 
 
 @pytest.mark.parametrize("name", ["default", "tabletop"])
@@ -128,12 +178,13 @@ def test_presets_are_sound(name):
     found = from_settings(Augmentation, OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml")))
     if name == "tabletop":
         assert found.of(SPEC) == found and found.shift > 0 and found.ground == TABLE_HEIGHT
+        assert replace(found, scale=0.1).cannot_scale(SPEC) == ""
     else:
         assert not found.shift and not found.poses
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"share": 1.5}, {"gain": (1.1, 0.7)}, {"shift": -0.1}, {"hue": -1.0}, {"noise": -0.1}]
+    "wrong", [{"share": 1.5}, {"gain": (1.1, 0.7)}, {"shift": -0.1}, {"scale": -0.1}, {"hue": -1.0}, {"noise": -0.1}]
 )
 def test_what_makes_no_sense_is_refused(wrong):
     """Catches a setting that silently does something else, such as a negative share that changes nothing."""

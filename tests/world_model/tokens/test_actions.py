@@ -6,7 +6,14 @@ import torch
 
 from envs.sim.table import SPEC
 from envs.types import ActionSpec, CameraSpec, Spec
-from world_model.tokens.actions import ZERO_BIN, ActionTokenizer, cosine_basis, expected_bin, median_bin
+from world_model.tokens.actions import (
+    ZERO_BIN,
+    ActionTokenizer,
+    cosine_basis,
+    expected_bin,
+    median_bin,
+    scale_codes,
+)
 
 CHUNK = 8
 COEFS = (4, 4, 4, 0, 0, 2)
@@ -137,6 +144,21 @@ def test_the_gripper_goes_with_the_majority():
     coefs = torch.nn.functional.one_hot(torch.full((tokenizer.num_coefs,), 128), 256).float()
     signs = tokenizer.decode_median(coefs, gripper[None])[:, -1]
     assert signs.tolist() == [-1, -1, -1, 1, 1, 1, 1, 1]
+
+
+def test_scaled_codes_are_those_of_scaled_chunks():
+    """Catches another dimension, or the gripper, that is scaled, and bins that wrap round at the end."""
+    chunks = smooth_chunks(50)
+    tokenizer = ActionTokenizer.fit(chunks, SPEC, COEFS)
+    factor = torch.ones(50, len(SPEC.action))
+    factor[:, [0, 1, 5]] = torch.linspace(0.9, 1.1, 50)[:, None]
+    ours = scale_codes(tokenizer.encode(chunks), factor, SPEC, COEFS)
+    theirs = tokenizer.encode(chunks * factor[:, None])
+    off = (ours - theirs).abs()
+    assert off.max() <= 1 and off[:, 8:12].max() == 0 and off[:, -1].max() == 0
+    assert ours[:, :4].ne(tokenizer.encode(chunks)[:, :4]).any()
+    far = scale_codes(tokenizer.encode(chunks)[:, None], 1000 * factor, SPEC, COEFS)[..., : sum(COEFS)]
+    assert far.min() == 0 and far.max() == 255
 
 
 def test_decoded_actions_stay_legal():

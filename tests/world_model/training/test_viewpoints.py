@@ -127,7 +127,7 @@ def test_the_scene_moves_in_every_picture_by_its_own_pose(name):
     episode = viewed(3)
     block, pose = episode.keypoints[:1, 0].astype(np.float64), episode.poses[name][:1]
     config = CameraPose((0.4, 0.4, 0.9), (0.0, 0.0, 0.0), 60.0)  # what the settings say is far off
-    change = Change(torch.eye(3)[None], torch.tensor([[0.06, -0.05]]), {"front": config}, float(block[0, 2]))
+    change = Change(torch.eye(3)[None], torch.tensor([[1.0, 0.06, -0.05, 0.0]]), {"front": config}, float(block[0, 2]))
     picture = torch.from_numpy(draw(pose, block, half=3))
     moved = change.images("front", picture, pose)
     bright = np.argwhere(moved[0, ..., 0].numpy() > 120).mean(0)
