@@ -5,9 +5,10 @@
 
 In every round `policy` (the planner, unless told otherwise) attempts the task in MuJoCo, and with `dreams` also in the
 model's imagination, where the simulator verifies what succeeds. No demonstrator is asked: the label of a step is what
-was done there, in the attempts that succeed. Failures tell the value. The same model alone is evaluated before the
-first round and after each. Run the same command again to go on where it stopped. Writes `improve.json` and
-`improve.png`.
+was done there, in the attempts that succeed. Failures tell the value, which gets worse by training on what it is to
+judge: so `value_attempts` of each round are kept from training, and the value is fitted on them afterwards, before the
+next round searches by it. The same model alone is evaluated before the first round and after each. Run the same
+command again to go on where it stopped. Writes `improve.json` and `improve.png`.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ from agent.launch.command import clear_errors, command_line, start
 from envs import preflight
 from envs.data.files import write_json
 from envs.data.formats.folder import open_episodes
+from envs.data.settings import from_settings
 from envs.data.store import EpisodeStore
 from envs.data.tracking import check_mode, log_run
 from envs.sim.splits import refuse_recording
 from envs.types import Episode
+from world_model import fit_value
 from world_model import train as training
+from world_model.fit_value import FitValueConfig
 from world_model.train import TrainConfig
 from world_model.training.sources import as_folders
 
@@ -45,13 +49,16 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 @dataclass(frozen=True, kw_only=True)
 class ImproveConfig(RunConfig):
-    """seed, episodes: of the first round's attempts, and how many each round has. dreams: imagined attempts of each.
-    train: of every round, whose data are added and whose `start` and `out` are set here. judge: the evaluation of the
-    model alone, whose checkpoint and `out` are set here. The rest is said in configs/improve.yaml."""
+    """seed, episodes: of the first round's attempts, and how many each round has. value_attempts: how many of them tell
+    what states are worth, and nothing else. dreams: imagined attempts of each. train: of every round, whose data are
+    added and whose `start` and `out` are set here. judge: the evaluation of the model alone, whose checkpoint and `out`
+    are set here. The rest is said in configs/improve.yaml."""
 
     rounds: int
+    value_attempts: int
     dreams: int
     train: TrainConfig
+    fit_value: FitValueConfig
     judge: EvaluateConfig
 
     def __post_init__(self) -> None:
@@ -59,6 +66,11 @@ class ImproveConfig(RunConfig):
         refuse_recording(self.env.split)
         if self.rounds < 1 or self.dreams < 0:
             raise ValueError(f"rounds must be at least 1 and dreams 0 or more, got {self.rounds} and {self.dreams}")
+        if not 0 <= self.value_attempts < self.episodes:
+            raise ValueError(
+                f"value_attempts must be 0 or more and fewer than all {self.episodes} attempts, "
+                f"got {self.value_attempts}"
+            )
         if not self.policy.learned:
             raise ValueError(f"policy={self.policy.name} has nothing that could be improved: choose planner or model")
 
@@ -68,10 +80,12 @@ class ImproveConfig(RunConfig):
         settings = hydra.compose("train", [f"{name}={value}" for name, value in raw["train"].items()])
         for name in ("data", "unlabelled"):
             settings[name] = as_folders(raw[name])
+        value = OmegaConf.to_container(hydra.compose("fit_value", [f"threads={settings.threads}"]))
         policy = {"name": "model", "execute": raw["policy"]["execute"], "device": raw["policy"]["device"]}
         judge = EvaluateConfig.of({**raw, **raw["judge"], "policy": policy, "env": {**raw["env"], "expert": None}})
         env = {**raw["env"], "expert": None}  # nobody demonstrates
-        return super().of({**raw, "env": env, "train": training.to_config(settings), "judge": judge})
+        parts = {"train": training.to_config(settings), "fit_value": from_settings(FitValueConfig, value)}
+        return super().of({**raw, "env": env, **parts, "judge": judge})
 
     def folder(self, number: int) -> Path:
         """Of a round; 0 is before the first."""
@@ -85,7 +99,7 @@ def improve(config: ImproveConfig, command: str) -> dict[str, Any]:
         open_episodes(folder)
     checkpoint = config.policy.checkpoint
     rows = [{"round": 0, "model": judged(config, 0, checkpoint, command)}]
-    data, failures = list(config.train.data), []
+    data, failures, judging = list(config.train.data), [], []
     for number in range(1, config.rounds + 1):
         kept, failed, row = attempts(config, number, checkpoint, command)
         data += kept
@@ -96,6 +110,9 @@ def improve(config: ImproveConfig, command: str) -> dict[str, Any]:
         )  # fmt: skip
         training.run(taught)
         checkpoint = str(config.folder(number) / "train" / "checkpoint")
+        if config.value_attempts:
+            judging.append(str(config.folder(number) / "value"))
+            checkpoint, row["value"] = fitted(config, number, checkpoint, judging)
         rows.append({"round": number, **row, "model": judged(config, number, checkpoint, command)})
     report = {
         "rounds": rows, "policy": config.policy.label,
@@ -119,8 +136,10 @@ def attempts(
         policy=policy, seed=seed, episodes=config.episodes, out=str(folder / "attempts"), states="none", **shared
     )
     collect(tried)
-    successes, failures = sorted_out(EpisodeStore(tried.out), folder)
-    row = {"attempts": config.episodes, "succeed": len(successes)}
+    attempted = EpisodeStore(tried.out)
+    successes, failures = sorted_out(attempted, folder, config.value_attempts)
+    succeed = sum(bool(attempted.read(name).success[-1]) for name in attempted.names())
+    row = {"attempts": config.episodes, "succeed": succeed}
     kept, failed = ([str(store.root)] if len(store) else [] for store in (successes, failures))
     if config.dreams:
         dreamt = GenerateConfig(
@@ -133,17 +152,33 @@ def attempts(
     return kept, failed, row
 
 
-def sorted_out(attempted: EpisodeStore, folder: Path) -> tuple[EpisodeStore, EpisodeStore]:
-    """Copies of the attempts in two folders: what succeeds, labelled with what was done, and what fails."""
-    successes, failures = EpisodeStore(folder / "succeed"), EpisodeStore(folder / "fail")
-    for name in attempted.names():
-        if name not in successes and name not in failures:
+def sorted_out(attempted: EpisodeStore, folder: Path, judging: int) -> tuple[EpisodeStore, EpisodeStore]:
+    """Copies of the attempts in three folders: the first `judging` of them, for the value, and of the others what
+    succeeds, labelled with what was done, and what fails. Returns the last two."""
+    value, successes, failures = (EpisodeStore(folder / name) for name in ("value", "succeed", "fail"))
+    for number, name in enumerate(attempted.names()):
+        if not any(name in store for store in (value, successes, failures)):
             episode = attempted.read(name)
-            if episode.success[-1]:
+            if number < judging:
+                value.write(episode, name)
+            elif episode.success[-1]:
                 successes.write(labelled(episode), name)
             else:
                 failures.write(episode, name)
     return successes, failures
+
+
+def fitted(
+    config: ImproveConfig, number: int, checkpoint: str, judging: list[str]
+) -> tuple[str, dict[str, Any] | None]:  # fmt: skip
+    """The round's checkpoint with its value fitted on attempts that were never trained on, and how well it ranks before
+    and after; as it was, and None, where these all end alike."""
+    ends = {bool(episode.success[-1]) for folder in judging for episode in EpisodeStore(folder)}
+    if len(ends) < 2:
+        return checkpoint, None
+    out = str(config.folder(number) / "checkpoint")
+    figures = fit_value.run(replace(config.fit_value, data=tuple(judging), start=checkpoint, out=out))
+    return out, {name: figures[name] for name in ("before", "after", "episodes")}
 
 
 def labelled(episode: Episode) -> Episode:
