@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from envs.types import Observation, Scene
-from policies.scripted.motion import CLOSE, OPEN, TABLE_HEIGHT, move, righted
+from policies.scripted.motion import CLOSE, OPEN, TABLE_HEIGHT, move, righted, room
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class FoldExpert:
 
     def act(self, observation: Observation, state: None, scene: Scene) -> tuple[np.ndarray, None]:
         """One clean action, (1, A). A hand that is tilted rights itself meanwhile."""
-        return righted(self._action(scene), scene.turned)[None], None
+        return righted(self._action(scene), scene.gripper, scene.turned)[None], None
 
     def _action(self, scene: Scene) -> np.ndarray:
         here, corners = scene.gripper.astype(np.float64), scene.keypoints.astype(np.float64)
@@ -63,7 +63,7 @@ class FoldExpert:
         self, here: np.ndarray, corner: np.ndarray, far_edge: np.ndarray, overshoot: float, opening: float
     ) -> np.ndarray:
         outward = np.array([far_edge[1], -far_edge[0], 0.0]) / np.linalg.norm(far_edge[:2])
-        goal = corner + overshoot * outward
+        goal = corner + min(overshoot, room(corner, outward)) * outward
         away, above = np.linalg.norm(goal[:2] - here[:2]), here[2] - corner[2]
         # The jaws need five steps to open and let go late, so they begin within a centimetre and a half and go on to
         # the goal: a learner that is a centimetre off else waits beside it for ever.

@@ -9,6 +9,11 @@ METRES_PER_ACTION = 0.05  # OSC_POSE: an action of 1 puts the target 5 cm ahead
 RADIANS_PER_ACTION = 0.5  # and turns it by so much
 TURN = slice(3, 6)  # of an action
 TABLE_HEIGHT = 0.8  # metres
+# Of the Panda at robosuite's table, metres. Its elbow that is stretched past joint 4 at -0.47 bends no more: each
+# command to come back presses the joint against its limit, and the arm stays where it is for ever.
+SHOULDER = np.array([-0.56, 0.0, 1.245])
+REACH = 0.75  # from there along the table: farther, a hand that points down stretches the elbow
+FAR, LEAN = 0.75, 2.0  # from there to the grip site: beyond, the fingers lean outward, by so many radians a metre
 OPEN, CLOSE = -1.0, 1.0
 
 
@@ -23,12 +28,31 @@ def move(here: np.ndarray, there: np.ndarray, grip: float, gain: float = 1.0, li
     return action
 
 
-def righted(action: np.ndarray, turned: np.ndarray, gain: float = 0.5, still: float = 0.03) -> np.ndarray:
-    """The action (A,), and with it a hand that is `turned`, (3,) as a scene tells it, goes back to pointing down.
+def room(here: np.ndarray, along: np.ndarray) -> float:
+    """How far a hand at (3,) can go along a horizontal unit vector (3,) within REACH, in metres; 0 beyond it."""
+    arm = (here - SHOULDER)[:2]
+    out = arm @ along[:2]
+    return max(np.sqrt(max(out**2 + REACH**2 - arm @ arm, 0.0)) - out, 0.0)
 
-    still: radians, below which it is left as it is, for it trembles by a degree in any motion. The command grows from
-    nothing there: a learner then has no threshold to hover about.
+
+def leaning(here: np.ndarray) -> np.ndarray:
+    """How a hand at (3,) should be turned, (3,) as a scene tells it: pointing down, but far out its fingers lean
+    outward, so that its wrist, and with it the elbow, need not reach as far."""
+    arm = here - SHOULDER
+    lean = LEAN * max(np.linalg.norm(arm) - FAR, 0.0)
+    return lean * np.array([arm[1], -arm[0], 0.0]) / max(np.linalg.norm(arm[:2]), 1e-9)
+
+
+def righted(
+    action: np.ndarray, here: np.ndarray, turned: np.ndarray, gain: float = 0.7, still: float = 0.03
+) -> np.ndarray:  # fmt: skip
+    """The action (A,), and with it a hand at (3,) that is `turned`, (3,) as a scene tells both, comes to be turned as it
+    should be there.
+
+    still: radians off, within which it is left as it is, for it trembles by a degree in any motion. The command grows
+    from nothing there: a learner then has no threshold to hover about.
     """
-    angle = np.linalg.norm(turned)
-    righting = -gain * turned / RADIANS_PER_ACTION * max(1.0 - still / max(angle, 1e-9), 0.0)
+    off = turned - leaning(here)
+    angle = np.linalg.norm(off)
+    righting = -gain * off / RADIANS_PER_ACTION * max(1.0 - still / max(angle, 1e-9), 0.0)
     return np.concatenate([action[: TURN.start], righting.clip(-1, 1), action[TURN.stop :]]).astype(np.float32)
