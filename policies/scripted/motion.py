@@ -12,8 +12,8 @@ TABLE_HEIGHT = 0.8  # metres
 # Of the Panda at robosuite's table, metres. Its elbow that is stretched past joint 4 at -0.47 bends no more: each
 # command to come back presses the joint against its limit, and the arm stays where it is for ever.
 SHOULDER = np.array([-0.56, 0.0, 1.245])
-REACH = 0.75  # from there along the table: farther, a hand that points down stretches the elbow
-FAR, LEAN = 0.75, 2.0  # from there to the grip site: beyond, the fingers lean outward, by so many radians a metre
+REACH = 0.80  # from there along the table, with a hand that leans
+FAR, LEAN = 0.72, 2.2  # from there to the grip site: beyond, the fingers lean outward, by so many radians a metre
 OPEN, CLOSE = -1.0, 1.0
 
 
