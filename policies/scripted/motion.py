@@ -46,8 +46,8 @@ def leaning(here: np.ndarray) -> np.ndarray:
 def righted(
     action: np.ndarray, here: np.ndarray, turned: np.ndarray, gain: float = 0.7, still: float = 0.03
 ) -> np.ndarray:  # fmt: skip
-    """The action (A,), and with it a hand at (3,) that is `turned`, (3,) as a scene tells both, comes to be turned as it
-    should be there.
+    """The action (A,), and with it a hand at (3,) that is `turned`, (3,) as a scene tells both, comes to be turned as
+    it should be there.
 
     still: radians off, within which it is left as it is, for it trembles by a degree in any motion. The command grows
     from nothing there: a learner then has no threshold to hover about.

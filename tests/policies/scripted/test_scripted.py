@@ -1,8 +1,10 @@
 from contextlib import closing
 from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from agent.build import EnvConfig, make_envs
 from envs.sim.table import SPEC
@@ -11,7 +13,7 @@ from envs.types import Observation, Scene
 from policies.rollout import rollout
 from policies.scripted.fold_half import FoldExpert
 from policies.scripted.lift import LiftExpert
-from policies.scripted.motion import ACTION_DIM, CLOSE, OPEN, TABLE_HEIGHT
+from policies.scripted.motion import ACTION_DIM, CLOSE, OPEN, REACH, SHOULDER, TABLE_HEIGHT, leaning, righted, room
 from policies.scripted.perturbed import Perturbed
 
 LIFT = EnvConfig(id="nextstate/Lift-v0", split="train")
@@ -20,6 +22,39 @@ LIFT = EnvConfig(id="nextstate/Lift-v0", split="train")
 def test_experts_know_the_table():
     """Catches a table that was moved in the simulator and not for those who work on it."""
     assert (TABLE_HEIGHT, ACTION_DIM) == (SIMULATED_HEIGHT, len(SPEC.action))
+    with closing(gym.make("nextstate/FoldHalf-v0", render_mode=None)) as env:
+        env.reset(seed=0)
+        np.testing.assert_allclose(env.unwrapped._data.joint("robot0_joint2").xanchor, SHOULDER, atol=1e-4)
+
+
+def test_a_far_fold_leaves_the_elbow_bent():
+    """Catches an elbow that is stretched past its straightest: it cannot bend back, the arm is stuck over the cloth for
+    ever, and a learner of it as well. That was half of all folds that failed in wide looks."""
+    with closing(gym.make("nextstate/FoldHalf-v0", split="train", render_mode=None)) as env:
+        env.reset(seed=59)  # its far left corner lies 77 cm from the shoulder
+        world, expert, elbow = env.unwrapped, FoldExpert(), []
+        while not world.success() and len(elbow) < 110:
+            world.advance(expert.act(None, None, world.scene())[0][0])
+            elbow.append(world._data.joint("robot0_joint4").qpos[0])
+        assert world.success() and max(elbow) < -0.7
+
+
+def test_a_hand_leans_where_it_reaches_far():
+    """Catches fingers that lean towards the robot, which stretches the arm, a jump where leaning begins, and a carry
+    that ends out of reach."""
+    near, far = np.array([0.0, 0.0, 0.82]), np.array([0.16, 0.1, 0.82])
+    assert not leaning(near).any()
+    turn = Rotation.from_rotvec(leaning(far))
+    outward = (far - SHOULDER) * [1, 1, 0] / np.linalg.norm((far - SHOULDER)[:2])
+    fingers = turn.apply([0, 0, -1])
+    assert 0.1 < fingers @ outward < 0.5 and abs(fingers @ np.cross(outward, [0, 0, 1])) < 1e-6
+    steps = [np.linalg.norm(leaning(np.array([x, 0.0, 0.9]))) for x in np.arange(0.0, 0.3, 0.002)]
+    assert max(np.diff(steps)) < 0.005 and min(np.diff(steps)) >= 0
+    still = np.zeros(ACTION_DIM, np.float32)
+    assert not righted(still, far, leaning(far)).any() and righted(still, far, np.zeros(3))[4] < -0.1
+    along = np.array([np.cos(0.4), np.sin(0.4), 0.0])
+    assert np.linalg.norm((far + room(far, along) * along - SHOULDER)[:2]) == pytest.approx(REACH)
+    assert room(np.array([0.25, 0.0, 0.82]), along) == 0 and room(near, -along) > 1
 
 
 def looking_at(scene: Scene) -> tuple[Observation, Scene]:
