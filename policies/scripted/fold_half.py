@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from envs.types import Observation, Scene
-from policies.scripted.motion import CLOSE, OPEN, TABLE_HEIGHT, move, righted, room
+from policies.scripted.motion import CLOSE, OPEN, TABLE_HEIGHT, leaning, move, righted, room
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,23 @@ class FoldExpert:
         """An expert keeps no state."""
 
     def act(self, observation: Observation, state: None, scene: Scene) -> tuple[np.ndarray, None]:
-        """One clean action, (1, A). A hand that is tilted rights itself meanwhile."""
-        return righted(self._action(scene), scene.gripper, scene.turned)[None], None
+        """One clean action, (1, A). A hand that is tilted rights itself meanwhile, and one that will have to lean leans
+        on its way: turning it where it arrives pushes the corner outward."""
+        action, aim = self._action(scene)
+        lean = max(leaning(scene.gripper), leaning(aim), key=np.linalg.norm)
+        return righted(action, scene.turned - lean)[None], None
 
-    def _action(self, scene: Scene) -> np.ndarray:
+    def _action(self, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+        """The action (A,), and where it leads in the end, (3,)."""
         here, corners = scene.gripper.astype(np.float64), scene.keypoints.astype(np.float64)
         if scene.held >= 0 and scene.stage in (1, 3):
             overshoot = self.overshoot[scene.held]
-            return self._lay(here, corners[2 + scene.held], corners[2] - corners[3], overshoot, scene.opening)
+            goal = _beyond(corners[2 + scene.held], corners[2] - corners[3], overshoot)
+            return self._lay(here, goal, scene.opening), goal
         if scene.held >= 0 or scene.stage == 4:
-            return self._move_away(here, scene.opening)
-        return self._grasp(here, corners[scene.stage // 2], scene.opening)
+            return self._move_away(here, scene.opening), here
+        corner = corners[scene.stage // 2]
+        return self._grasp(here, corner, scene.opening), corner
 
     def _grasp(self, here: np.ndarray, corner: np.ndarray, opening: float) -> np.ndarray:
         aside, above = np.linalg.norm(corner[:2] - here[:2]), here[2] - corner[2]
@@ -59,20 +65,16 @@ class FoldExpert:
         target = np.array([*(here if low else corner)[:2], corner[2] + 0.004 + funnel * self.hover])
         return move(here, target, OPEN, gain=1.5, limit=self.approach_speed)
 
-    def _lay(
-        self, here: np.ndarray, corner: np.ndarray, far_edge: np.ndarray, overshoot: float, opening: float
-    ) -> np.ndarray:
-        outward = np.array([far_edge[1], -far_edge[0], 0.0]) / np.linalg.norm(far_edge[:2])
-        goal = corner + min(overshoot, room(corner, outward)) * outward
-        away, above = np.linalg.norm(goal[:2] - here[:2]), here[2] - corner[2]
+    def _lay(self, here: np.ndarray, goal: np.ndarray, opening: float) -> np.ndarray:
+        away, above = np.linalg.norm(goal[:2] - here[:2]), here[2] - goal[2]
         # The jaws need five steps to open and let go late, so they begin within a centimetre and a half and go on to
         # the goal: a learner that is a centimetre off else waits beside it for ever.
         near = 0.015 if opening < 0.01 else 0.025  # once they open, a tremor does not close them again
         if away < near and above < 0.010 + near:
-            return move(here, [*goal[:2], corner[2] + 0.008], OPEN, gain=1.5, limit=0.4)
+            return move(here, [*goal[:2], goal[2] + 0.008], OPEN, gain=1.5, limit=0.4)
         if opening > 0.02:  # wait for the jaws to close
             return move(here, here, CLOSE)
-        height = corner[2] + 0.008 + min(self.carry, max(away - 0.01, 0.0))
+        height = goal[2] + 0.008 + min(self.carry, max(away - 0.01, 0.0))
         # lift before travelling: the horizontal step waits for the height
         behind = np.clip((height - here[2]) / 0.04, 0.0, 1.0)
         target = np.array([*(here[:2] + (goal[:2] - here[:2]) * (1 - 0.8 * behind)), height])
@@ -81,3 +83,10 @@ class FoldExpert:
     def _move_away(self, here: np.ndarray, opening: float) -> np.ndarray:
         up = 0.0 if opening < 0.065 else max(TABLE_HEIGHT + 0.14 - here[2], 0.0)
         return move(here, here + [0, 0, up], OPEN, limit=0.6)
+
+
+def _beyond(corner: np.ndarray, far_edge: np.ndarray, overshoot: float) -> np.ndarray:
+    """The place (3,) so far beyond a far corner, or less far where the arm would be stretched. far_edge: (3,) from its
+    right end to its left one."""
+    outward = np.array([far_edge[1], -far_edge[0], 0.0]) / np.linalg.norm(far_edge[:2])
+    return corner + min(overshoot, room(corner, outward)) * outward

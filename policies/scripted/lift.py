@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from envs.types import Observation, Scene
-from policies.scripted.motion import CLOSE, OPEN, move, righted
+from policies.scripted.motion import CLOSE, OPEN, leaning, move, righted
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class LiftExpert:
 
     def act(self, observation: Observation, state: None, scene: Scene) -> tuple[np.ndarray, None]:
         """One clean action, (1, A). A hand that is tilted rights itself meanwhile."""
-        return righted(self._action(scene), scene.gripper, scene.turned)[None], None
+        return righted(self._action(scene), scene.turned - leaning(scene.gripper))[None], None
 
     def _action(self, scene: Scene) -> np.ndarray:
         here, cube = scene.gripper.astype(np.float64), scene.keypoints[0].astype(np.float64)

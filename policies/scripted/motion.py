@@ -43,16 +43,13 @@ def leaning(here: np.ndarray) -> np.ndarray:
     return lean * np.array([arm[1], -arm[0], 0.0]) / max(np.linalg.norm(arm[:2]), 1e-9)
 
 
-def righted(
-    action: np.ndarray, here: np.ndarray, turned: np.ndarray, gain: float = 0.7, still: float = 0.03
-) -> np.ndarray:  # fmt: skip
-    """The action (A,), and with it a hand at (3,) that is `turned`, (3,) as a scene tells both, comes to be turned as
-    it should be there.
+def righted(action: np.ndarray, off: np.ndarray, gain: float = 0.7, still: float = 0.03) -> np.ndarray:
+    """The action (A,), and with it a hand that is turned `off`, (3,) a rotation vector, from how it should be, comes to
+    be turned so.
 
     still: radians off, within which it is left as it is, for it trembles by a degree in any motion. The command grows
     from nothing there: a learner then has no threshold to hover about.
     """
-    off = turned - leaning(here)
     angle = np.linalg.norm(off)
     righting = -gain * off / RADIANS_PER_ACTION * max(1.0 - still / max(angle, 1e-9), 0.0)
     return np.concatenate([action[: TURN.start], righting.clip(-1, 1), action[TURN.stop :]]).astype(np.float32)

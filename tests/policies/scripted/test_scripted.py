@@ -31,7 +31,7 @@ def test_a_far_fold_leaves_the_elbow_bent():
     """Catches an elbow that is stretched past its straightest: it cannot bend back, the arm is stuck over the cloth for
     ever, and a learner of it as well. That was half of all folds that failed in wide looks."""
     with closing(gym.make("nextstate/FoldHalf-v0", split="train", render_mode=None)) as env:
-        env.reset(seed=59)  # its far left corner lies 77 cm from the shoulder
+        env.reset(seed=42)  # its far left corner lies 76 cm from the axis of the shoulder
         world, expert, elbow = env.unwrapped, FoldExpert(), []
         while not world.success() and len(elbow) < 110:
             world.advance(expert.act(None, None, world.scene())[0][0])
@@ -51,7 +51,7 @@ def test_a_hand_leans_where_it_reaches_far():
     steps = [np.linalg.norm(leaning(np.array([x, 0.0, 0.9]))) for x in np.arange(0.0, 0.3, 0.002)]
     assert max(np.diff(steps)) < 0.005 and min(np.diff(steps)) >= 0
     still = np.zeros(ACTION_DIM, np.float32)
-    assert not righted(still, far, leaning(far)).any() and righted(still, far, np.zeros(3))[4] < -0.1
+    assert not righted(still, np.zeros(3)).any() and righted(still, -leaning(far))[4] < -0.1
     along = np.array([np.cos(0.4), np.sin(0.4), 0.0])
     assert np.linalg.norm((far + room(far, along) * along - SHOULDER)[:2]) == pytest.approx(REACH)
     assert room(np.array([0.25, 0.0, 0.82]), along) == 0 and room(near, -along) > 1
