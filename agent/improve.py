@@ -136,9 +136,8 @@ def attempts(
         policy=policy, seed=seed, episodes=config.episodes, out=str(folder / "attempts"), states="none", **shared
     )
     collect(tried)
-    attempted = EpisodeStore(tried.out)
-    successes, failures = sorted_out(attempted, folder, config.value_attempts)
-    succeed = sum(bool(attempted.read(name).success[-1]) for name in attempted.names())
+    value, successes, failures = sorted_out(EpisodeStore(tried.out), folder, config.value_attempts)
+    succeed = len(successes) + sum(bool(episode.success[-1]) for episode in value)
     row = {"attempts": config.episodes, "succeed": succeed}
     kept, failed = ([str(store.root)] if len(store) else [] for store in (successes, failures))
     if config.dreams:
@@ -152,11 +151,16 @@ def attempts(
     return kept, failed, row
 
 
-def sorted_out(attempted: EpisodeStore, folder: Path, judging: int) -> tuple[EpisodeStore, EpisodeStore]:
+def sorted_out(attempted: EpisodeStore, folder: Path, judging: int) -> tuple[EpisodeStore, EpisodeStore, EpisodeStore]:
     """Copies of the attempts in three folders: the first `judging` of them, for the value, and of the others what
-    succeeds, labelled with what was done, and what fails. Returns the last two."""
+    succeeds, labelled with what was done, and what fails. ValueError where an earlier run sorted by another number."""
     value, successes, failures = (EpisodeStore(folder / name) for name in ("value", "succeed", "fail"))
     for number, name in enumerate(attempted.names()):
+        if (name in value and number >= judging) or (number < judging and (name in successes or name in failures)):
+            raise ValueError(
+                f"{folder} was made with another value_attempts than {judging}: go on with that one, or begin in "
+                "another `out`"
+            )
         if not any(name in store for store in (value, successes, failures)):
             episode = attempted.read(name)
             if number < judging:
@@ -165,7 +169,7 @@ def sorted_out(attempted: EpisodeStore, folder: Path, judging: int) -> tuple[Epi
                 successes.write(labelled(episode), name)
             else:
                 failures.write(episode, name)
-    return successes, failures
+    return value, successes, failures
 
 
 def fitted(

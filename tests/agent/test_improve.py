@@ -84,7 +84,7 @@ def test_what_succeeds_is_taught_and_what_fails_is_told(config):
 
 def test_the_value_is_fitted_on_attempts_that_are_not_trained_on(config, monkeypatch):
     """Catches a value that is judged by what it was trained on, a search that goes on with the one before it was
-    fitted, and a round that ends where no attempt fails."""
+    fitted, a round that ends where no attempt fails, and attempts that were trained on and then judge."""
     starts, run = [], train.run
     monkeypatch.setattr(train, "run", lambda settings: [starts.append(settings.start), run(settings)][1])
     config = replace(config, episodes=6, value_attempts=2)
@@ -98,6 +98,9 @@ def test_the_value_is_fitted_on_attempts_that_are_not_trained_on(config, monkeyp
         block = ours.model.vocab.value
         assert not torch.equal(*(block.select(each.model.transformer.head, 0) for each in (trained, ours)))
     assert starts == [config.policy.checkpoint, str(config.folder(1) / "checkpoint")]
+    for another in (1, 3):
+        with pytest.raises(ValueError, match="another value_attempts"):
+            improve(replace(config, value_attempts=another), "c")
     alike = replace(config, value_attempts=1, rounds=1, out=str(config.folder(1) / "alike"))
     assert improve(alike, "c")["rounds"][1]["value"] is None
 
