@@ -1,7 +1,8 @@
 """What every task shares: the Panda on a table, its cameras, its looks, and its exact state.
 
 A task is a subclass that builds its robosuite world, edits the MJCF, and says what success and progress are.
-Physics, robot and controller (OSC_POSE at 20 Hz) are robosuite's; rendering is MuJoCo's own.
+Physics, robot and controller (OSC_POSE at 20 Hz) are robosuite's, but for a limit of the elbow; rendering is MuJoCo's
+own.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ CAMERAS = {"main": "main", "wrist": "robot0_eye_in_hand"}  # ours -> the simulat
 STATE_BOUND = np.array([2, 2, 2, np.pi, np.pi, np.pi, 0.2], np.float32)
 POSE_BOUND = np.array([10, 10, 10, 1, 1, 1, 1, np.pi], np.float32)  # the same of a camera's pose
 RENDER_SIZE = 256  # pixels
+# How far the elbow stretches at most, radians. A Panda's arm is straight at -0.47. Where joint 4 may go beyond, to
+# -0.07, an arm that once reached too far stays there for ever, for each command to come back presses the elbow further
+# open: half of the folds that failed in wide looks were such arms (LOG.md). Drivers of real arms narrow limits too.
+ELBOW, STRETCHED = "robot0_joint4", -0.55
 # Metres and degrees from where it otherwise starts, between which the hand starts, and radians that a joint moves for
 # it at most: in wide looks, and where `start` is outside training.
 NEAR = ((0.0, 0.05), (0.0, 5.0), 0.06)
@@ -145,6 +150,8 @@ class Tabletop(gym.Env):
         def edit(xml: str) -> str:
             root = ElementTree.fromstring(xml)
             root.find("option").set("timestep", str(self.timestep))
+            elbow = root.find(f".//joint[@name='{ELBOW}']")
+            elbow.set("range", f"{elbow.get('range').split()[0]} {STRETCHED}")
             root.find("worldbody").extend(place.moved(views_rng).element(name) for name, place in VIEWS.items())
             self._edit(root)
             look.apply(root)

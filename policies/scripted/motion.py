@@ -9,8 +9,8 @@ METRES_PER_ACTION = 0.05  # OSC_POSE: an action of 1 puts the target 5 cm ahead
 RADIANS_PER_ACTION = 0.5  # and turns it by so much
 TURN = slice(3, 6)  # of an action
 TABLE_HEIGHT = 0.8  # metres
-# Of the Panda at robosuite's table, metres. Its elbow that is stretched past joint 4 at -0.47 bends no more: each
-# command to come back presses the joint against its limit, and the arm stays where it is for ever.
+# Of the Panda at robosuite's table, metres. Within these its elbow stays bent; at its limit (envs/sim/tabletop.py) the
+# hand stops short of where it is led, and tilts.
 SHOULDER = np.array([-0.56, 0.0, 1.245])
 REACH = 0.80  # from there along the table, with a hand that leans
 FAR, LEAN = 0.72, 2.2  # from there to the grip site: beyond, the fingers lean outward, by so many radians a metre

@@ -216,6 +216,25 @@ def uses(env: Lift, saved) -> list:
     ]  # fmt: skip
 
 
+def test_an_arm_that_reached_too_far_comes_back(lift):
+    """Catches an elbow that is stretched past its straightest: from there each command to come back presses it further
+    open, and whatever a policy does, the arm hangs over the table to the end."""
+    lift.reset(seed=3)
+    start, height = lift.gripper_position(), 0.95
+
+    def towards(place: np.ndarray) -> np.ndarray:
+        step = np.clip((np.array([*place, height]) - lift.gripper_position()) / 0.05, -0.8, 0.8)
+        return np.array([*step, 0, 0, 0, 1], np.float32)
+
+    for _ in range(70):
+        lift.advance(towards(np.array([0.6, 0.0])))
+    reached = lift.gripper_position()[:2]
+    assert np.linalg.norm(reached - [-0.56, 0.0]) > 0.8, "a cloth's far corner lies out here"
+    for _ in range(60):
+        lift.advance(towards(start[:2]))
+    assert np.linalg.norm(lift.gripper_position()[:2] - start[:2]) < 0.01
+
+
 def test_without_an_episode(monkeypatch):
     """AttributeErrors about None, where a user only forgot to reset, or closed too early."""
     env = Lift()
