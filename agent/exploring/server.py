@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import secrets
 import sys
 import traceback
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ PAGE = Path(__file__).parent / "page"
 KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 INBOX = 16  # messages that wait for one viewer; what comes faster is dropped
-REFUSED, FULL, TOO_FAST = 4403, 4429, 4408  # codes with which a socket is closed
+REFUSED, FULL, TOO_FAST, TAKEN_OVER = 4403, 4429, 4408, 4409  # codes with which a socket is closed
 MAX_DROPPED = 1000  # messages, after which a viewer is no person
 HEADERS = {
     "Content-Security-Policy": (
@@ -72,7 +73,10 @@ class Door:
 def application(studio: Studio, door: Door) -> Starlette:
     """The server of one studio."""
     files = {path.name: path.read_bytes() for path in PAGE.iterdir() if path.suffix in KINDS}
-    viewers: set[Session] = set()
+    # By the viewer's name. Whose connection is lost comes back to his moments; the one who is away longest, the first
+    # without a socket, makes room for another.
+    sessions: dict[str, Session] = {}
+    connected: dict[str, WebSocket] = {}
 
     async def page(request: Request) -> Response:
         refused = door.refuses(request)
@@ -87,15 +91,26 @@ def application(studio: Studio, door: Door) -> Starlette:
         if refused:
             await websocket.close(REFUSED, refused)
             return
-        if len(viewers) >= studio.config.viewers:
-            await websocket.close(FULL, f"{len(viewers)} people explore here already: close another tab")
-            return
-        session = Session(studio, websocket.send_bytes)
-        viewers.add(session)
+        session = sessions.get(websocket.query_params.get("session", ""))
+        if session is None:
+            away = [name for name in sessions if name not in connected]
+            if len(connected) >= studio.config.viewers:
+                await websocket.close(FULL, f"{len(connected)} people explore here already: close another tab")
+                return
+            if len(sessions) >= studio.config.viewers:
+                del sessions[away[0]]
+            session = Session(studio, websocket.send_bytes, secrets.token_urlsafe(16))
+        elif session.name in connected:  # the old connection is dead, and nobody has noticed yet
+            await connected[session.name].close(TAKEN_OVER, "this page came back by another connection")
+        session.send = websocket.send_bytes
+        sessions[session.name], connected[session.name] = session, websocket
         try:
             await serve(websocket, session)
         finally:
-            viewers.discard(session)
+            if connected.get(session.name) is websocket:
+                del connected[session.name], sessions[session.name]
+                if session.timeline is not None:
+                    sessions[session.name] = session  # the last of those that are away
 
     return Starlette(routes=[Route("/", page), Route("/{name}", part), WebSocketRoute("/socket", socket)])
 

@@ -26,10 +26,13 @@ LARGEST_SEED = 2**31 - 1
 
 
 class Session:
-    """One viewer's time line. Commands are handled one after the other; `stop` ends a long one early."""
+    """One viewer's time line. Commands are handled one after the other; `stop` ends a long one early.
 
-    def __init__(self, studio: Studio, send: Send) -> None:
-        self.studio, self._send = studio, send
+    send: to his page; another one when he comes back by another connection. name: by which his page comes back.
+    """
+
+    def __init__(self, studio: Studio, send: Send, name: str = "") -> None:
+        self.studio, self.send, self.name = studio, send, name
         self.timeline: Timeline | None = None
         self.stops = 0  # how often it was told to stop
         self._since = 0  # `stops` when the command under way was given
@@ -61,6 +64,8 @@ class Session:
         studio, spec = self.studio, self.studio.spec
         await self._tell({
             "tell": "hello",
+            "session": self.name,
+            "resumed": self.timeline is not None,
             "env": studio.config.env.label,
             "checkpoint": studio.origin.checkpoint[:12],
             "controls": [vars(control) for control in studio.controls],
@@ -201,7 +206,7 @@ class Session:
     # what the page is told
 
     async def _tell(self, head: Head, pictures: Sequence[Picture] = ()) -> None:
-        await self._send(pack(head, pictures))
+        await self.send(pack(head, pictures))
 
     def _main(self, picture: np.ndarray) -> Picture:
         return Picture({"world": "real", "camera": self.studio.spec.cameras[0].name}, picture)

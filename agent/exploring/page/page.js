@@ -31,10 +31,12 @@ const tellers = {
   hello(head) {
     const first = hello === null;
     hello = head;
+    wire.session = head.session;
     $("env").textContent = head.env;
     document.title = `explore ${head.env}`;
     if (first) furnish();
-    begin();
+    if (head.resumed && moments.now !== null) say(`Connected again. ${YOURS}`);
+    else begin();
   },
   started(head) {
     moments.clear();

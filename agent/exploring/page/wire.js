@@ -23,6 +23,7 @@ export class Wire {
   constructor(tell, closed) {
     this.tell = tell;
     this.closed = closed;
+    this.session = null; // the server's name for this page, by which it comes back to its moments
     this.number = 0;
     this.waiting = null; // of the command under way: its number and what to call when it is done
     this.last = Promise.resolve();
@@ -31,7 +32,9 @@ export class Wire {
 
   open() {
     const scheme = location.protocol === "https:" ? "wss" : "ws";
-    this.socket = new WebSocket(`${scheme}://${location.host}/socket${location.search}`);
+    const query = new URLSearchParams(location.search);
+    if (this.session) query.set("session", this.session);
+    this.socket = new WebSocket(`${scheme}://${location.host}/socket?${query}`);
     this.socket.binaryType = "arraybuffer";
     this.socket.onmessage = (event) => {
       this.last = this.last.then(() => unpack(event.data)).then(([head, pictures]) => this.receive(head, pictures));

@@ -47,6 +47,10 @@ class Page:
                 assert "error" not in message, message
                 return message["result"]
 
+    def before(self, script: str) -> None:
+        """Run a script in every page that is opened from now on, before its own."""
+        self.call("Page.addScriptToEvaluateOnNewDocument", source=script)
+
     def open(self, address: str) -> None:
         for part in ("Page", "Runtime", "Log"):
             self.call(f"{part}.enable")

@@ -10,6 +10,8 @@ CHROMIUM = find_browser()
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install -y chromium")
 AHEAD = (Control("dx", 1, "ahead", ("KeyD",)), Control("dx", -1, "back", ("KeyA",)))
 PLACE = "document.querySelector('#scrub').valueAsNumber"
+SOCKETS = """window.sockets = [];
+    window.WebSocket = class extends WebSocket { constructor(...how) { super(...how); window.sockets.push(this); } };"""
 CLOCK = "document.querySelector('#clock').textContent"
 
 
@@ -18,6 +20,7 @@ def page(untrained, tmp_path_factory):
     config = settings(untrained, tmp_path_factory.mktemp("saved"), controls=AHEAD)
     with serving(config) as server, browser(CHROMIUM, tmp_path_factory.mktemp("profile")) as page:
         page.size(1280, 900)
+        page.before(SOCKETS)
         page.open(f"http://{server.host}/")
         page.wait("document.querySelector('#state')?.textContent.startsWith('Yours')")
         page.wait(f"{CLOCK} === '0.0 of 0.0 s'")
@@ -53,6 +56,19 @@ def test_keys_drive_scrub_and_branch(page):
     page.press("m")
     page.wait("document.querySelector('#hand').getAttribute('aria-pressed') === 'true'")
     page.press("m")
+    assert not page.errors
+
+
+def test_a_lost_connection_leaves_the_moments(page):
+    """Catches a page that begins anew, and forgets what was done, when the network is gone for a moment."""
+    before, place = end(page), page.ask(PLACE)
+    assert place > 0
+    page.ask("sockets.at(-1).close()")
+    page.wait("document.querySelector('#state').textContent.startsWith('Connected again')")
+    assert page.ask("sockets.length") == 2 and (end(page), page.ask(PLACE)) == (before, place)
+    page.press("d", 0.1)
+    page.wait(f"{PLACE} > {place}")
+    settled(page)
     assert not page.errors
 
 

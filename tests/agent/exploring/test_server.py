@@ -13,7 +13,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from agent.exploring.server import FULL, PAGE, REFUSED, Door
+from agent.exploring.server import FULL, PAGE, REFUSED, TAKEN_OVER, Door
 from agent.exploring.session import Session
 from agent.exploring.timeline import Timeline
 from envs.data.store import EpisodeStore
@@ -204,6 +204,41 @@ def test_a_tab_that_is_closed_in_the_middle_of_a_plan(server):
     with server.client() as other:
         assert other.start()["id"] == 0
         assert other.moments("let", at=0, who="planner")[-1][0]["step"] == 2
+
+
+def test_a_lost_connection_goes_on_where_it_was(server):
+    """Catches an hour of demonstrations that is gone with a moment's network, a world that what was under way then left
+    elsewhere, and moments that a stranger gets."""
+    with server.client() as client:
+        client.start()
+        client.moments("act", at=0, actions=push(steps=3))
+        client.tell(do="let", at=3, who="planner")
+        assert not client.hello["resumed"]
+    with server.client(f"?session={client.hello['session']}") as again:
+        assert again.hello["resumed"] and again.hello["session"] == client.hello["session"]
+        told = again.moments("act", at=3, actions=push(-0.5, 5))[-1]
+        with server.client(f"?session={again.hello['session']}") as other, pytest.raises(ConnectionClosed):
+            assert other.hello["resumed"]
+            again.receive()  # a connection of which nobody had noticed that it is dead
+        assert again.socket.close_code == TAKEN_OVER
+    with server.client("?session=another") as alone:
+        assert not alone.hello["resumed"] and "no episode yet" in alone.complaint("act", at=3, actions=push())
+        alone.start()
+        alone.moments("act", at=0, actions=push(steps=3))
+        same = alone.moments("act", at=3, actions=push(-0.5, 5))[-1]
+    assert told[1] == same[1] and all(told[0][name] == same[0][name] for name in ("step", "dream", "seen", "drift"))
+
+
+def test_who_is_away_makes_room(server):
+    """Catches closed tabs that keep others out, and their moments from ever being freed."""
+    names = []
+    for seed in range(server.config.viewers + 1):
+        with server.client() as client:
+            client.start(seed=seed)
+            names.append(client.hello["session"])
+    for name, here in ((names[0], False), (names[-1], True)):
+        with server.client(f"?session={name}") as client:
+            assert client.hello["resumed"] == here
 
 
 def test_stop_ends_what_takes_long(server, client):
