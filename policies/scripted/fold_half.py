@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from envs.types import Observation, Scene
-from policies.scripted.motion import CLOSE, OPEN, TABLE_HEIGHT, leaning, move, righted, room
+from policies.scripted.motion import CLOSE, OPEN, leaning, move, righted, room
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,12 @@ class FoldExpert:
             overshoot = self.overshoot[scene.held]
             goal = _beyond(corners[2 + scene.held], corners[2] - corners[3], overshoot)
             return self._lay(here, goal, scene.opening), goal
-        if scene.held >= 0 or scene.stage == 4:
-            return self._move_away(here, scene.opening), here
+        if scene.held >= 0:
+            return move(here, here, OPEN), here
+        if scene.stage == 4:
+            # Until the cloth lies still, as if the right corner had to be laid too. A hand that stays over the left one
+            # hides the cloth: whoever learns from it cannot tell whether it is done, and waits there for ever.
+            return self._go_over(here, corners[1], scene.opening, self.hover), corners[1]
         corner = corners[scene.stage // 2]
         return self._grasp(here, corner, scene.opening), corner
 
@@ -56,13 +60,17 @@ class FoldExpert:
         reach = 0.016 if opening > 0.07 else 0.024  # once they close, a tremor does not open the jaws again
         if aside < reach and above < reach:
             return move(here, corner + [0, 0, 0.004], CLOSE, gain=1.5, limit=0.6)
-        if opening < 0.07 and above < 0.04:  # a release must be over before the gripper leaves
-            return move(here, here + [0, 0, 0.01], OPEN)
         # The closer over the corner, the lower, and straight down within reach: no threshold to hover about, and no
         # way back up that a learner with an error of a centimetre would mix with the way down.
         funnel = np.clip((aside - 0.012) / 0.024, 0.0, 1.0)
+        return self._go_over(here, corner, opening, funnel * self.hover)
+
+    def _go_over(self, here: np.ndarray, corner: np.ndarray, opening: float, height: float) -> np.ndarray:
+        aside, above = np.linalg.norm(corner[:2] - here[:2]), here[2] - corner[2]
+        if opening < 0.07 and above < 0.04:  # a release must be over before the gripper leaves
+            return move(here, here + [0, 0, 0.01], OPEN)
         low = above < 0.5 * self.hover and aside > 0.03  # rise first, do not sweep the cloth
-        target = np.array([*(here if low else corner)[:2], corner[2] + 0.004 + funnel * self.hover])
+        target = np.array([*(here if low else corner)[:2], corner[2] + 0.004 + height])
         return move(here, target, OPEN, gain=1.5, limit=self.approach_speed)
 
     def _lay(self, here: np.ndarray, goal: np.ndarray, opening: float) -> np.ndarray:
@@ -79,10 +87,6 @@ class FoldExpert:
         behind = np.clip((height - here[2]) / 0.04, 0.0, 1.0)
         target = np.array([*(here[:2] + (goal[:2] - here[:2]) * (1 - 0.8 * behind)), height])
         return move(here, target, CLOSE, gain=1.5, limit=self.carry_speed)
-
-    def _move_away(self, here: np.ndarray, opening: float) -> np.ndarray:
-        up = 0.0 if opening < 0.065 else max(TABLE_HEIGHT + 0.14 - here[2], 0.0)
-        return move(here, here + [0, 0, up], OPEN, limit=0.6)
 
 
 def _beyond(corner: np.ndarray, far_edge: np.ndarray, overshoot: float) -> np.ndarray:
