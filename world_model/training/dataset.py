@@ -103,7 +103,7 @@ class EpisodeDataset:
                 f"the action tokenizer {actions.coefs} of {actions.chunk}"
             )
         executed = chunks(episode.action, chunk, episode.spec)  # (T + 1, M, A)
-        advice = chunks(episode.expert, chunk, episode.spec)
+        advice = advised_chunks(episode.expert, chunk, episode.spec)
         has_expert = np.isfinite(advice).all((1, 2)) & (np.arange(steps + 1) < steps)
         instruction = layout.instruction_ids(text.encode(episode.instruction))
         held = np.where(episode.held == HELD_UNKNOWN, UNKNOWN, episode.held >= 0)
@@ -267,13 +267,24 @@ def _end_to_end(parts: Iterable[EpisodeDataset]) -> Iterator[EpisodeDataset]:
 
 
 def chunks(action: np.ndarray, length: int, spec: Spec) -> np.ndarray:
-    """The chunk that begins at each step: (T, A) -> (T + 1, length, A). After the end the robot rests and its grippers
-    keep their last command."""
-    rest = np.repeat(spec.rest[None], length, axis=0)
+    """The chunk of what is executed from each step on: (T, A) -> (T + 1, length, A). After the end the robot rests and
+    its grippers keep their last command."""
+    rest = spec.rest.copy()
     if len(action):
-        rest[:, list(spec.grippers)] = action[-1, list(spec.grippers)]
-    padded = np.concatenate([action.astype(np.float32), rest])
-    return padded[np.arange(len(action) + 1)[:, None] + np.arange(length)]
+        rest[list(spec.grippers)] = action[-1, list(spec.grippers)]
+    return _windows(action, rest, length)
+
+
+def advised_chunks(expert: np.ndarray, length: int, spec: Spec) -> np.ndarray:
+    """The chunk of what the expert advises from each step on: (T, A) -> (T + 1, length, A). After the end the last
+    advice stands. It must not be rest: who cannot see yet whether the task is done would learn to wait there, and where
+    it is not done, waits for ever."""
+    return _windows(expert, expert[-1] if len(expert) else spec.rest, length)
+
+
+def _windows(steps: np.ndarray, after: np.ndarray, length: int) -> np.ndarray:
+    padded = np.concatenate([steps.astype(np.float32), np.repeat(after[None].astype(np.float32), length, axis=0)])
+    return padded[np.arange(len(steps) + 1)[:, None] + np.arange(length)]
 
 
 def _codes(chunks: np.ndarray, actions: ActionTokenizer, strides: tuple[int, ...]) -> np.ndarray:

@@ -25,7 +25,7 @@ from world_model.tokens.poses import fit_poses
 from world_model.tokens.text import TextTokenizer
 from world_model.tokens.vocab import Vocab
 from world_model.training import sources
-from world_model.training.dataset import EpisodeDataset, chunks, common_spec, fit_ranges
+from world_model.training.dataset import EpisodeDataset, advised_chunks, chunks, common_spec, fit_ranges
 from world_model.training.sharding import Processes
 from world_model.training.sides import Found, Side, open_folders
 from world_model.training.start import continued, require_agreement
@@ -249,8 +249,8 @@ def sample_chunks(episodes: Iterable[Episode], chunk: int, most: int = 50_000) -
 
     def finite() -> Iterator[np.ndarray]:
         for episode in episodes:
-            for action in (episode.action, episode.expert):
-                found = chunks(action, chunk, episode.spec)[:-1]
+            for cut, steps in ((chunks, episode.action), (advised_chunks, episode.expert)):
+                found = cut(steps, chunk, episode.spec)[:-1]
                 yield found[np.isfinite(found).all((1, 2))]
 
     every, before, taken = max(1, sum(map(len, finite())) // most), 0, []

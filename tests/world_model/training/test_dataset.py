@@ -13,6 +13,7 @@ from tests.robots import ARM, HANDS, made_up
 from world_model.training.dataset import (
     UNKNOWN,
     EpisodeDataset,
+    advised_chunks,
     chunks,
     common_spec,
     fit_ranges,
@@ -87,6 +88,20 @@ def test_chunks_end_in_rest():
     np.testing.assert_array_equal(two[1], 2 * [[0, 1.0, 0, 1.0]])
     above = replace(ARM, action=(replace(ARM.action[0], low=0.1, high=0.4),))
     np.testing.assert_allclose(chunks(np.zeros((0, 1), np.float32), 3, above), np.full((1, 3, 1), 0.1))
+
+
+def test_advice_does_not_end_in_rest(world, text, make_episode):
+    """Catches a model that learns to wait where it may be done: it cannot tell, and then waits for ever where it is
+    not."""
+    expert = np.linspace(-1, 1, 21, dtype=np.float32).reshape(3, 7)
+    found = advised_chunks(expert, 4, SPEC)
+    assert found.shape == (4, 4, 7)
+    np.testing.assert_array_equal(found[1], expert[[1, 2, 2, 2]])
+    assert advised_chunks(expert[:0], 4, SPEC).shape == (1, 4, 7)
+    episode = make_episode(0, steps=32)
+    moving = np.full_like(episode.expert, 0.5)
+    dataset = dataset_of(world, text, [replace(episode, expert=moving)])
+    np.testing.assert_array_equal(dataset.expert[:32], np.repeat(dataset.expert[:1], 32, axis=0))
 
 
 def test_an_unasked_expert_teaches_nothing(world, text, make_episode):
