@@ -21,11 +21,13 @@ class FoldExpert:
     execute: int = 1
     privileged = True
     hover: float = 0.06  # metres above the corner
-    # Metres, height of the arc, and metres beyond the far corner for the first and the second carry. The first one
-    # drags the second corner along; this high and this far it lands within 2 to 3 cm, and one carry folds. Lower or
-    # shorter leaves it 5 cm short, where it lies beside the far corner and is hard to see; higher, and it flies over.
-    carry: float = 0.13
-    overshoot: tuple[float, float] = (0.035, 0.020)
+    # Height of the arc in lengths of the cloth's edge; metres beyond the far corner and away from the other one. For
+    # the first and the second carry: the first one drags the second corner along. At this height it lands within a
+    # centimetre, whatever the size of the cloth, and one carry folds. A tenth lower leaves it 2 cm short and more,
+    # where it lies beside the far corner and is hard to see; a tenth higher, and it flies over.
+    carry: float = 0.59
+    overshoot: tuple[float, float] = (0.028, 0.020)
+    aside: tuple[float, float] = (0.010, 0.0)
     approach_speed: float = 0.8  # of the largest action: a camera then sees the approach in more frames
     carry_speed: float = 0.8  # of the largest action; faster, and the cloth swings
 
@@ -43,9 +45,10 @@ class FoldExpert:
         """The action (A,), and where it leads in the end, (3,)."""
         here, corners = scene.gripper.astype(np.float64), scene.keypoints.astype(np.float64)
         if scene.held >= 0 and scene.stage in (1, 3):
-            overshoot = self.overshoot[scene.held]
-            goal = _beyond(corners[2 + scene.held], corners[2] - corners[3], overshoot)
-            return self._lay(here, goal, scene.opening), goal
+            edge = corners[2] - corners[3]
+            goal = _beyond(corners[2 + scene.held], edge, self.overshoot[scene.held])
+            goal += self.aside[scene.held] * edge / np.linalg.norm(edge)
+            return self._lay(here, goal, scene.opening, self.carry * np.linalg.norm(edge)), goal
         if scene.held >= 0:
             return move(here, here, OPEN), here
         if scene.stage == 4:
@@ -73,7 +76,7 @@ class FoldExpert:
         target = np.array([*(here if low else corner)[:2], corner[2] + 0.004 + height])
         return move(here, target, OPEN, gain=1.5, limit=self.approach_speed)
 
-    def _lay(self, here: np.ndarray, goal: np.ndarray, opening: float) -> np.ndarray:
+    def _lay(self, here: np.ndarray, goal: np.ndarray, opening: float, arc: float) -> np.ndarray:
         away, above = np.linalg.norm(goal[:2] - here[:2]), here[2] - goal[2]
         # The jaws need five steps to open and let go late, so they begin within a centimetre and a half and go on to
         # the goal: a learner that is a centimetre off else waits beside it for ever.
@@ -82,7 +85,7 @@ class FoldExpert:
             return move(here, [*goal[:2], goal[2] + 0.008], OPEN, gain=1.5, limit=0.4)
         if opening > 0.02:  # wait for the jaws to close
             return move(here, here, CLOSE)
-        height = goal[2] + 0.008 + min(self.carry, max(away - 0.01, 0.0))
+        height = goal[2] + 0.008 + min(arc, max(away - 0.01, 0.0))
         # lift before travelling: the horizontal step waits for the height
         behind = np.clip((height - here[2]) / 0.04, 0.0, 1.0)
         target = np.array([*(here[:2] + (goal[:2] - here[:2]) * (1 - 0.8 * behind)), height])
