@@ -61,6 +61,11 @@ def test_keys_drive_scrub_and_branch(page):
 
 def test_a_lost_connection_leaves_the_moments(page):
     """Catches a page that begins anew, and forgets what was done, when the network is gone for a moment."""
+    page.press("r")
+    page.wait(f"{PLACE} === 0")
+    page.press("d", 0.1)
+    page.wait(f"{PLACE} > 0")
+    settled(page)
     before, place = end(page), page.ask(PLACE)
     assert place > 0
     page.ask("sockets.at(-1).close()")

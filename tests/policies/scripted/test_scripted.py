@@ -144,12 +144,13 @@ def over_corner(offset: tuple[float, float, float], opening: float, held: int, s
         ((0.014, 0.0, 0.10), 0.08, -1, 0, OPEN, (0, 0, -1)),  # a centimetre aside is near enough to go down
         ((0.022, 0.0, 0.006), 0.05, -1, 0, CLOSE, (-1, 0, 0)),  # closing, and shaken: do not open again
         ((0.0, 0.0, 0.006), 0.05, 0, 1, CLOSE, (0, 0, 0)),  # held, the jaws on their way: wait
-        ((0.10, 0.0, 0.12), 0.01, 0, 1, CLOSE, (+1, 0, 0)),  # held: carry to the far corner
-        ((0.275, 0.0, 0.010), 0.005, 0, 1, OPEN, (0, 0, 0)),  # beyond it and low: let go
-        ((0.295, 0.0, 0.015), 0.025, 0, 1, OPEN, (-1, 0, 0)),  # letting go, and shaken: do not close again
-        ((0.263, 0.0, 0.020), 0.005, 0, 1, OPEN, (+1, 0, -1)),  # a centimetre before that: let go on the way
+        ((0.10, 0.0, 0.135), 0.01, 0, 1, CLOSE, (+1, 0, 0)),  # held: carry to the far corner
+        ((0.268, 0.01, 0.010), 0.005, 0, 1, OPEN, (0, 0, 0)),  # beyond it and low: let go
+        ((0.288, 0.01, 0.015), 0.025, 0, 1, OPEN, (-1, 0, 0)),  # letting go, and shaken: do not close again
+        ((0.256, 0.01, 0.020), 0.005, 0, 1, OPEN, (+1, 0, -1)),  # a centimetre before that: let go on the way
         ((0.10, 0.0, 0.12), 0.025, 0, 1, CLOSE, (0, 0, 0)),  # jaws that slip in mid-air: close before going on
-        ((0.1, -0.1, 0.01), 0.08, -1, 4, OPEN, (0, 0, +1)),  # all done: up and away
+        ((0.1, -0.1, 0.01), 0.08, -1, 4, OPEN, (0, 0, +1)),  # all done: rise first
+        ((0.24, 0.0, 0.064), 0.08, -1, 4, OPEN, (-1, -1, 0)),  # and on to the right corner, out of the camera's way
         ((0.1, -0.1, 0.01), 0.01, 4, 4, OPEN, (0, 0, 0)),  # a wrong place: let go before rising
     ],
 )
@@ -159,6 +160,18 @@ def test_fold_expert_is_a_function_of_the_scene(offset, opening, held, stage, gr
     action = FoldExpert().act(observation, None, scene)[0][0]
     assert action[-1] == grip
     np.testing.assert_array_equal(np.sign(np.trunc(5 * action[:3])), direction)
+
+
+@pytest.mark.parametrize("size", (0.2, 0.24, 0.27))
+def test_the_arc_grows_with_the_cloth(size):
+    """Catches a carry that leaves the second corner of a large cloth short, and throws that of a small one over."""
+    half = size / 2
+    corners = np.array([[x, y, 0.804] for x in (-half, half) for y in (half, -half)], np.float32)
+    for share, direction in ((0.5, +1), (0.8, -1)):
+        gripper = np.array([-0.2 * half, half, 0.804 + share * size], np.float32)
+        observation, scene = looking_at(Scene(corners, 0, 1, 0.01, gripper))
+        action = FoldExpert().act(observation, None, scene)[0][0]
+        assert np.sign(np.round(5 * action[2])) == direction and action[0] > 0.2
 
 
 def test_slips_open_and_close():
