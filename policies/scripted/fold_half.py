@@ -22,10 +22,10 @@ class FoldExpert:
     privileged = True
     hover: float = 0.06  # metres above the corner
     # Height of the arc in lengths of the cloth's edge; metres beyond the far corner and away from the other one. For
-    # the first and the second carry: the first one drags the second corner along. At this height it lands within a
-    # centimetre, whatever the size of the cloth, and one carry folds. A tenth lower leaves it 2 cm short and more,
-    # where it lies beside the far corner and is hard to see; a tenth higher, and it flies over.
-    carry: float = 0.59
+    # the first and the second carry: the first one drags the second corner along, and at this height it lands within
+    # a centimetre and a half, whatever the size of the cloth. Without `aside` it lies 2 cm further short, beside the
+    # far corner, where it is hard to see; from 0.66 on it flies over, and learners lift too high rather than too low.
+    carry: float = 0.55
     overshoot: tuple[float, float] = (0.028, 0.020)
     aside: tuple[float, float] = (0.010, 0.0)
     approach_speed: float = 0.8  # of the largest action: a camera then sees the approach in more frames
