@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from agent.exploring.link import Link
 from agent.exploring.messages import Head, Picture, pack
 from agent.exploring.studio import Studio
 from agent.exploring.timeline import Moment, Thought, Timeline, drift_cm
-from agent.exploring.worlds import Decision
+from agent.exploring.worlds import FILM_PACE, Decision
 from agent.planning.planner import Plan
 from envs.data.camera import project
 from envs.sim.splits import refuse_recording
@@ -23,6 +23,14 @@ from world_model.imagined_env import Start
 
 Send = Callable[[bytes], Awaitable[None]]
 LARGEST_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Considered:
+    """The candidates of a decision that a page shows. at: the moment of the decision. actions: (T, A) f32 each."""
+
+    at: int
+    actions: list[np.ndarray]
 
 
 class Session:
@@ -36,9 +44,10 @@ class Session:
         self.timeline: Timeline | None = None
         self.stops = 0  # how often it was told to stop
         self._since = 0  # `stops` when the command under way was given
+        self._considered = Considered(-1, [])  # what the page shows of the planner's last decision
         self._commands = {
-            "start": self._start, "act": self._act, "let": self._let, "look": self._look, "link": self._link,
-            "restore": self._restore, "save": self._save,
+            "start": self._start, "act": self._act, "let": self._let, "play": self._play, "look": self._look,
+            "link": self._link, "restore": self._restore, "save": self._save,
         }  # fmt: skip
 
     def stop(self) -> None:
@@ -100,7 +109,7 @@ class Session:
         timeline.instruction = instruction = instruction or str(real.info["instruction"])
         start = Start(observation, instruction, studio.real.env.env_id, split, seed)
         dream = await studio.think(studio.dream.begin, start)
-        self.timeline = timeline
+        self.timeline, self._considered = timeline, Considered(-1, [])
         moment = timeline.start(real, dream)
         timeline.observations[0] = observation
         moment = timeline.tell(0, await studio.think(studio.mind.read, timeline, 0))
@@ -128,6 +137,20 @@ class Session:
         if self._stopped:
             return
         await self._step(at, decision.actions, who, decision.plan)
+
+    async def _play(self, message: Head) -> None:
+        """Carry out a candidate that the page shows, in both worlds, from the moment at which it was considered."""
+        timeline, considered = self._require(), self._considered
+        at = messages.whole(message, "at", 0, len(timeline.moments) - 1)
+        if at != considered.at:
+            raise ValueError("what was considered at that moment is forgotten: let the planner act from there again")
+        candidate = considered.actions[messages.whole(message, "candidate", 0, len(considered.actions) - 1)]
+        timeline.require_room(len(candidate))
+        done = 0
+        while done < len(candidate) and not self._stopped:
+            part = candidate[done : done + FILM_PACE]
+            await self._step(at, list(part), "candidate")
+            done, at = done + len(part), len(timeline.moments) - 1
 
     async def _look(self, message: Head) -> None:
         """The picture of a moment that was passed without drawing it."""
@@ -255,23 +278,12 @@ class Session:
         """The best candidates of a decision, best first, and among them the chosen one and the model's own."""
         if not plan.imagined:  # the deadline passed before anything was scored
             return
-        model, camera = self.studio.mind.model, self.studio.spec.cameras[0].name
         best = [int(row) for row in np.argsort(-plan.scores, kind="stable")]
         always = {plan.chosen, 0}
         others = [row for row in best if row not in always][: max(self.studio.config.candidates - len(always), 0)]
         shown = [row for row in best if row in always or row in others]
 
-        def draw() -> list[np.ndarray]:
-            """(H, h, w, 3) u8 of each candidate; none where it was scored without pictures."""
-            films = []
-            for row in shown:
-                imagined, index = plan.imagination_of(row)
-                if not imagined.before.shape[-1]:
-                    break
-                films.append(model.decode_frames(imagined, slice(index, index + 1))[camera][0].cpu().numpy())
-            return films
-
-        films = await self.studio.think(draw)
+        films = await self.studio.think(self.studio.mind.films, self.timeline, at, plan, shown)
         listed = [
             {"score": round(float(plan.scores[row]), 4), "chosen": row == plan.chosen, "own": row == 0}
             for row in shown
@@ -280,7 +292,11 @@ class Session:
             Picture({"candidate": i, "frame": k}, frame, lossless=True)
             for i, film in enumerate(films) for k, frame in enumerate(film)
         ]  # fmt: skip
-        await self._tell({"tell": "plan", "at": at, "of": len(plan.scores), "candidates": listed}, pictures)
+        stride = plan.imagined[0].strides[0]  # control steps of each chunk
+        self._considered = Considered(at, [plan.actions[row, :, :stride].reshape(-1, len(self.studio.spec.action))
+                                           for row in shown])  # fmt: skip
+        head = {"tell": "plan", "at": at, "of": len(plan.scores), "candidates": listed}
+        await self._tell({**head, "steps": len(self._considered.actions[0])}, pictures)
 
 
 async def both(first: Awaitable[Any], second: Awaitable[Any]) -> tuple[Any, Any]:

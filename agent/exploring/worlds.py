@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from agent.build import EnvConfig, make_envs
 from agent.exploring.timeline import Real, Thought, Timeline
+from agent.planning.candidates import in_shorter_steps
 from agent.planning.planner import Plan
 from agent.planning.policies import AgentState, ModelPolicy, PlanningPolicy
 from envs.adapter import Adapter
@@ -19,6 +21,9 @@ from envs.types import Observation, Spec, check_action
 from policies.rollout import make_episode
 from world_model.checkpoint import Loaded
 from world_model.imagined_env import DreamState, ImaginedEnv, Start
+from world_model.types import Cache
+
+FILM_PACE = 2  # control steps between the pictures of a candidate's film
 
 
 @dataclass(frozen=True)
@@ -214,8 +219,7 @@ class Mind:
 
     def read(self, timeline: Timeline, at: int) -> Thought:
         """What is believed of the simulator at a moment whose observations, one model step apart, are known."""
-        (state,) = self.reader.see(Observation.stack([timeline.observations[at]]), [self._state("", timeline, at)])
-        belief = self.model.read(self.model.prefill([self.reader.history(state)])).belief
+        belief = self.model.read(self._prefill(self.reader, "", timeline, at)).belief
         value, success, held = (float(getattr(belief, name)[0]) for name in ("value", "success", "held"))
         return Thought(value, success, held, belief.keypoints[0].cpu().numpy())
 
@@ -225,6 +229,26 @@ class Mind:
         seen = Observation.stack([timeline.observations[at]])
         chunks, (state,) = policy.act(seen, [self._state(who, timeline, at)])
         return Decision([check_action(action, self.model.spec) for action in chunks[0][: policy.execute]], state.plan)
+
+    def films(self, timeline: Timeline, at: int, plan: Plan, rows: Sequence[int]) -> list[np.ndarray]:
+        """What some candidates of `planner`'s decision at a moment lead to: (frames, h, w, 3) u8 each, of the first
+        camera. Where the model was taught shorter steps than the search took, imagined again in those of FILM_PACE
+        control steps. No films where the search drew no pictures."""
+        model, camera, stride = self.model, self.model.spec.cameras[0].name, plan.imagined[0].strides[0]
+        if not plan.imagined[0].before.shape[-1]:
+            return []
+        if FILM_PACE in model.strides and stride > FILM_PACE and not stride % FILM_PACE:
+            cache = self._prefill(self.policies["planner"].acting, "planner", timeline, at)
+            chunks = in_shorter_steps(torch.from_numpy(plan.actions[list(rows)]), stride, FILM_PACE)
+            imagined = model.imagine(cache, chunks[None], strides=FILM_PACE)[0]
+            return list(model.decode_frames(imagined)[camera].cpu().numpy())
+        found = [plan.imagination_of(row) for row in rows]
+        return [model.decode_frames(each, slice(i, i + 1))[camera][0].cpu().numpy() for each, i in found]
+
+    def _prefill(self, acting: ModelPolicy, who: str, timeline: Timeline, at: int) -> Cache:
+        """What `acting` has in mind at a moment, had it been asked all along as `who` is."""
+        (state,) = acting.see(Observation.stack([timeline.observations[at]]), [self._state(who, timeline, at)])
+        return self.model.prefill([acting.history(state)])
 
     def _marks(self, now: int, execute: int) -> list[int]:
         """The places on the path to now, `execute` control steps apart, that a policy remembers, oldest first."""

@@ -34,10 +34,22 @@ def shift(futures: Tensor, steps: int, stride: int) -> Tensor:
 
     stride: control steps of a chunk that are executed before the next one.
     """
-    chunk = futures.shape[-2]
-    flat = torch.cat([futures[:, :-1, :stride].flatten(1, 2), futures[:, -1]], dim=1)  # (R, (H - 1) n + M, A)
+    flat = _in_a_row(futures, stride)
     rest = torch.cat([flat[:, steps:], flat[:, -1:].expand(-1, min(steps, flat.shape[1]), -1)], dim=1)
-    return as_chunks(rest, chunk, stride)
+    return as_chunks(rest, futures.shape[-2], stride)
+
+
+def in_shorter_steps(futures: Tensor, stride: int, pace: int) -> Tensor:
+    """The same control steps of plans (R, H, M, A), of whose chunks `stride` are executed, as chunks of which `pace`
+    are: (R, H stride / pace, M, A). pace: divides `stride`."""
+    flat = _in_a_row(futures, stride)
+    padded = torch.cat([flat, flat[:, -1:].expand(-1, stride - pace, -1)], dim=1)
+    return as_chunks(padded, futures.shape[-2], pace)
+
+
+def _in_a_row(futures: Tensor, stride: int) -> Tensor:
+    """Plans (R, H, M, A) -> their control steps (R, (H - 1) n + M, A), the last chunk whole."""
+    return torch.cat([futures[:, :-1, :stride].flatten(1, 2), futures[:, -1]], dim=1)
 
 
 @dataclass(frozen=True)

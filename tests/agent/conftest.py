@@ -30,12 +30,17 @@ def over_the_table() -> EnvConfig:
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory):
     """The folder of an untrained checkpoint for Lift."""
+    return save_untrained(tmp_path_factory.mktemp("run") / "checkpoint")
+
+
+def save_untrained(folder, strides=()):
+    """Write an untrained checkpoint for Lift, the same every time; strides: beside the whole chunk of 8."""
     torch.manual_seed(0)
     text = TextTokenizer.train(["lift the cube"])
     frames = ImageTokenizer(ImageConfig(SPEC.cameras, (5, 5, 5), width=16, encoder_blocks=1, decoder_blocks=1)).eval()
     sizes = TransformerConfig(width=48, num_layers=1, num_heads=4, num_kv_heads=2, hidden=96)
     vocab = Vocab.native(text.size, frames.vision_size, len(SPEC.cameras))
-    model = WorldModel(ModelConfig(sizes), SPEC, vocab, frames, ActionTokenizer.create(SPEC, (4, 4, 4, 0, 0, 2)))
-    folder = tmp_path_factory.mktemp("run") / "checkpoint"
+    config = ModelConfig(sizes, strides=strides)
+    model = WorldModel(config, SPEC, vocab, frames, ActionTokenizer.create(SPEC, (4, 4, 4, 0, 0, 2)))
     checkpoint.save(folder, model, text.within(vocab.text), {"instructions": ["lift the cube"], "discount": 0.9})
     return folder

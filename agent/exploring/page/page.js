@@ -65,7 +65,8 @@ const tellers = {
   },
   plan(head, pictures) {
     const from = moments.before(moments.all.get(head.at), (each) => each.pictures.real[hello.cameras[0]]);
-    futures.show(head, pictures, moments.images(from.pictures.real)[hello.cameras[0]], hello.look / hello.hz);
+    const start = moments.images(from.pictures.real)[hello.cameras[0]];
+    futures.show(head, pictures, start, head.steps / hello.hz, (candidate) => play(head.at, candidate));
   },
   progress(head) {
     say(`Going the way of the link: ${head.done} of ${head.of} steps`);
@@ -195,6 +196,14 @@ function showJaws() {
   if (!hands?.jaws) return;
   const [, low, high] = hello.grippers[0];
   hands.jaws.firstChild.textContent = jaws[0] > (low + high) / 2 ? "open the jaws " : "close the jaws ";
+}
+
+/** Carry out a candidate in both worlds, from where it was considered. */
+function play(at, candidate) {
+  hand(false);
+  coast = 0;
+  say("A future of the planner’s, in both worlds.");
+  ask({ do: "play", at, candidate }).then(() => say(YOURS));
 }
 
 function seek(id) {

@@ -72,6 +72,8 @@ function mark(pen, width, height, places, kind) {
   }
 }
 
+const BEAT_MS = 200; // half as fast as the robot, where a film has a picture every two control steps
+const REST_BEATS = 2;
 const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
 
 export class Futures {
@@ -81,26 +83,31 @@ export class Futures {
     this.words = words;
     this.films = [];
     this.beat = 0;
-    setInterval(() => this.turn(), 450);
+    setInterval(() => this.turn(), BEAT_MS);
   }
 
-  /** A decision: its best candidates, the films of what they lead to, and the picture from which they begin. */
-  show(head, pictures, from, seconds) {
+  /** A decision: its best candidates, the films of what they lead to, and the picture from which they begin. seconds:
+      that they last. choose(i) is called for the one that is clicked on. */
+  show(head, pictures, from, seconds, choose) {
     this.films = head.candidates.map((candidate, i) => {
       const frames = pictures.filter((picture) => picture.candidate === i).map((picture) => picture.image);
       const canvas = document.createElement("canvas");
       const item = document.createElement("li");
+      const button = document.createElement("button");
       const words = document.createElement("span");
       words.textContent = candidate.score.toFixed(3);
       const notes = [candidate.chosen && "chosen", candidate.own && "without search"].filter(Boolean);
       if (notes.length) words.append(document.createElement("br"), notes.join(", "));
-      item.classList.toggle("chosen", candidate.chosen);
-      item.append(canvas, words);
+      button.classList.toggle("chosen", candidate.chosen);
+      button.title = "Play it in both worlds";
+      button.onclick = () => choose(i);
+      button.append(canvas, words);
+      item.append(button);
       return { item, canvas, frames: frames.length ? [from, ...frames].filter(Boolean) : [] };
     });
     this.list.replaceChildren(...this.films.map((film) => film.item));
-    this.words.textContent = `The best ${head.candidates.length} of ${head.of} futures: what each looks like `
-      + `${seconds.toFixed(1)} s later, and its score.`;
+    this.words.textContent = `The best ${head.candidates.length} of ${head.of} futures: how each goes on for `
+      + `${seconds.toFixed(1)} s, and its score. Choose one to play it in both worlds.`;
     this.beat = 0;
     this.turn();
   }
@@ -117,7 +124,8 @@ export class Futures {
       if (!frames.length) continue;
       const [pen, width, height] = prepared(canvas);
       pen.imageSmoothingQuality = "high";
-      pen.drawImage(frames[calm.matches ? frames.length - 1 : this.beat % frames.length], 0, 0, width, height);
+      const frame = Math.max(0, this.beat % (frames.length + 2 * REST_BEATS) - REST_BEATS); // the ends stand longer
+      pen.drawImage(frames[calm.matches ? frames.length - 1 : Math.min(frame, frames.length - 1)], 0, 0, width, height);
     }
   }
 }

@@ -59,6 +59,23 @@ def test_keys_drive_scrub_and_branch(page):
     assert not page.errors
 
 
+def test_a_future_is_chosen_by_hand(page):
+    """Catches futures that cannot be looked at by whoever has no mouse, and a click that plays nothing."""
+    page.press("r")
+    page.wait(f"{PLACE} === 0")
+    page.ask("document.querySelector('#plan').open = true")
+    page.press("m")
+    page.wait("document.querySelectorAll('#candidates button').length === 3")
+    page.press("m")
+    page.wait("document.querySelector('#state').textContent.startsWith('Yours')")
+    page.wait("document.querySelectorAll('#candidates button:not(.chosen)').length === 2")
+    page.ask("document.querySelector('#candidates button:not(.chosen)').click()")
+    page.wait("document.querySelectorAll('#branches button').length === 2")
+    settled(page)
+    page.ask("document.querySelector('#plan').open = false")
+    assert not page.errors
+
+
 def test_a_lost_connection_leaves_the_moments(page):
     """Catches a page that begins anew, and forgets what was done, when the network is gone for a moment."""
     page.press("r")

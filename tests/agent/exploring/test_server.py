@@ -16,7 +16,9 @@ from websockets.sync.client import connect
 from agent.exploring.server import FULL, PAGE, REFUSED, TAKEN_OVER, Door
 from agent.exploring.session import Session
 from agent.exploring.timeline import Timeline
+from agent.exploring.worlds import FILM_PACE
 from envs.data.store import EpisodeStore
+from tests.agent.conftest import save_untrained
 from tests.agent.exploring.conftest import Kept, push, serving, settings
 
 LOOK = 8  # control steps of the checkpoint's model step
@@ -130,6 +132,7 @@ def test_a_policy_acts_and_is_taken_over_from(client, who):
         scores = [candidate["score"] for candidate in head["candidates"]]
         assert scores == sorted(scores, reverse=True)
         assert sum(c["chosen"] for c in head["candidates"]) == sum(c["own"] for c in head["candidates"]) == 1
+        assert head["steps"] == LOOK, "the whole candidate can be played, not what is executed of it"
     at = first[-1][0]["id"]
     assert at == 2 and first[-1][0]["by"] == who
     at = client.moments("act", at=at, actions=push(steps=7))[-1][0]["id"]
@@ -194,6 +197,36 @@ def test_a_fault_of_the_simulator_is_told_and_left_behind(client, capfd):
     assert "RuntimeError: broken" in capfd.readouterr().err
     head, files = client.moments("act", at=0, actions=push())[-1]
     assert head["id"] == 1 and brightness(files[0]) == 1
+
+
+def test_a_candidate_is_a_film(tmp_path):
+    """Catches a film that shows its end alone, although the model can say what lies between."""
+    config = settings(save_untrained(tmp_path / "checkpoint", (2, 4)), tmp_path)
+    with serving(config) as server, server.client() as client:
+        client.start()
+        told = client.ask("let", at=0, who="planner", candidates=True)
+        (head,) = [head for head, _ in told if head["tell"] == "plan"]
+        films = [(picture["candidate"], picture["frame"]) for picture in head["pictures"]]
+        assert films == [(i, k) for i in range(3) for k in range(LOOK // FILM_PACE)]
+
+
+def test_a_future_that_was_considered_is_played(client):
+    """Catches a candidate that is played as another one, or from where the planner has gone meanwhile."""
+    client.start()
+    told = client.ask("let", at=0, who="planner", candidates=True)
+    (plan,) = [head for head, _ in told if head["tell"] == "plan"]
+    taken = [head["action"] for head, _ in told if head["tell"] == "moment"]
+    chosen = [candidate["chosen"] for candidate in plan["candidates"]].index(True)
+    for candidate in range(len(plan["candidates"])):
+        played = client.moments("play", at=0, candidate=candidate)
+        assert played[0][0]["parent"] == 0 and [head["step"] for head, _ in played] == list(range(1, LOOK + 1))
+        assert {head["by"] for head, _ in played} == {"candidate"} and played[-1][0]["fresh"]
+        assert (taken == [head["action"] for head, _ in played[:2]]) == (candidate == chosen)
+        assert sum(("real", "main") in named(*each) for each in played) == LOOK / 2, "not its end alone"
+    assert "from 0 to 2" in client.complaint("play", at=0, candidate=3)
+    assert "let the planner act from there" in client.complaint("play", at=1, candidate=0)
+    client.start()
+    assert "forgotten" in client.complaint("play", at=0, candidate=0)
 
 
 def test_a_tab_that_is_closed_in_the_middle_of_a_plan(server):

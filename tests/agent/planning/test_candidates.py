@@ -2,7 +2,7 @@
 
 import torch
 
-from agent.planning.candidates import ActionSpace, as_chunks, dct_basis, shift
+from agent.planning.candidates import ActionSpace, as_chunks, dct_basis, in_shorter_steps, shift
 from tests.robots import UNEVEN, aim
 
 M = 8
@@ -20,6 +20,16 @@ def test_shift_moves_the_plan_on():
     moved = shift(torch.cat([future, 100 + future]), 2, M)
     assert moved[0].flatten(0, 1)[:, 0].tolist() == [*range(2, 16), 15, 15]
     assert moved[1].flatten(0, 1)[:, 0].tolist() == [*range(102, 116), 115, 115]
+
+
+def test_shorter_steps_execute_the_same():
+    """Catches a film of a candidate that shows other actions than the candidate's, or some of them twice."""
+    flat = torch.arange(4 + M).float()[None, :, None].expand(2, -1, 3)
+    plans = as_chunks(flat, M, 4)  # two model steps, of which 4 control steps are executed
+    finer = in_shorter_steps(plans, 4, 2)
+    assert finer.shape == (2, 4, M, 3)
+    assert finer[0, :, :2, 0].flatten().tolist() == [*range(8)] == plans[0, :, :4, 0].flatten().tolist()
+    assert finer[0, -1, :, 0].tolist() == [*range(6, 4 + M), 3 + M, 3 + M], "what follows is the last chunk's"
 
 
 def test_what_follows_a_chunk_is_rest_with_the_last_grip():
