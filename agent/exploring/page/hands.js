@@ -18,11 +18,11 @@ export class Hands {
   /** changed() is called when something is pressed. toggle() opens or closes the jaws. */
   constructor(controls, pad, changed, toggle) {
     this.controls = controls;
-    this.held = new Set(); // indices of controls
-    this.tapped = new Set();
+    this.held = new Map(); // index of a control -> how far it is pushed, 0 to 1
+    this.tapped = new Map();
     this.changed = changed;
     this.byKey = new Map(controls.flatMap((control, i) => control.keys.map((key) => [key, i])));
-    this.buttons = controls.map(({ label, keys }, i) => this.button(label, keys, (down) => this.press(i, down)));
+    this.buttons = controls.map(({ label, keys }, i) => this.button(label, keys, (down) => this.press(i, down ? 1 : 0)));
     pad.replaceChildren(...this.buttons);
     if (toggle) {
       this.jaws = document.createElement("button");
@@ -60,24 +60,25 @@ export class Hands {
   key(event, down) {
     const i = this.byKey.get(event.code);
     if (i === undefined) return false;
-    if (!event.repeat) this.press(i, down);
+    if (!event.repeat) this.press(i, down ? 1 : 0);
     return true;
   }
 
-  press(i, down) {
-    this.buttons[i].classList.toggle("down", down);
-    if (down === this.held.has(i)) return;
-    if (down) {
-      this.held.add(i);
-      this.tapped.add(i);
+  /** share: how far it is pushed, 1 of a key, 0 when it is let go. */
+  press(i, share) {
+    const before = this.held.has(i);
+    this.buttons[i].classList.toggle("down", share > 0);
+    if (share) {
+      this.held.set(i, share);
+      this.tapped.set(i, share);
     } else {
       this.held.delete(i);
     }
-    this.changed();
+    if (before !== share > 0) this.changed();
   }
 
   release() {
-    for (const i of [...this.held]) this.press(i, false);
+    for (const i of [...this.held.keys()]) this.press(i, 0);
   }
 
   get idle() {
@@ -87,9 +88,9 @@ export class Hands {
   /** What the hand should do now, from an action that does nothing. speed: share of full. Forgets taps. */
   command(still, rest, speed) {
     const action = [...still];
-    for (const i of new Set([...this.held, ...this.tapped])) {
+    for (const [i, share] of new Map([...this.tapped, ...this.held])) {
       const { index, value } = this.controls[i];
-      action[index] += speed * (value - rest[index]);
+      action[index] += speed * share * (value - rest[index]);
     }
     this.tapped.clear();
     return action;

@@ -1,6 +1,7 @@
 // The page: what a person does becomes commands, what the server tells becomes pictures and lines.
 
 import { Curves } from "./curves.js";
+import { Gamepad, padName } from "./gamepad.js";
 import { Hands, elsewhere, keyName } from "./hands.js";
 import { Moments } from "./moments.js";
 import { Futures, View } from "./views.js";
@@ -318,6 +319,8 @@ function furnish() {
     if (!hands.idle) hand(false);
     pump();
   }, hello.grippers.length ? toggleJaws : null);
+  const { Comma, KeyM, KeyR, Period, Space } = keys;
+  new Gamepad(hello.controls, (i, share) => hands.press(i, share), { 0: Space, 1: KeyM, 9: KeyR, 14: Comma, 15: Period }, say);
   $("seed").value = hello.seed;
   $("split").replaceChildren(...hello.splits.map((name) => new Option(name, name, false, name === hello.split)));
   $("known").replaceChildren(...hello.known.map((words) => new Option(words)));
@@ -326,9 +329,10 @@ function furnish() {
   $("speed").value = Math.round(hello.speed * 100);
   $("fast").textContent = `${$("speed").value} %`;
   const rows = [
-    ...hello.controls.map((control) => [control.keys.map(keyName).join(" or "), control.label]),
-    ["Space", "close or open the jaws"], ["M", "hand over, and take over"], ["R", "reset"],
-    [", and .", "one step back, one step on"], ["B", "show believed places"], ["P", "MuJoCo in the model’s pixels"],
+    ...hello.controls.map(({ keys: named, pad, label }) => [
+      [...named.map(keyName), ...(pad ? [padName(pad)] : [])].join(", "), label]),
+    ["Space, A", "close or open the jaws"], ["M, B", "hand over, and take over"], ["R, Start", "reset"],
+    [", and . or the pad", "one step back, one step on"], ["B", "show believed places"], ["P", "MuJoCo in the model’s pixels"],
   ];
   $("keys").querySelector("dl").replaceChildren(...rows.flatMap(([key, words]) => {
     const [term, meaning] = [document.createElement("dt"), document.createElement("dd")];

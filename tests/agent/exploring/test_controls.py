@@ -24,6 +24,8 @@ def test_a_robot_of_other_words_has_controls_too():
     assert [control.index for control in found] == [i for i in range(9) for _ in range(2)]
     keys = [key for control in found for key in control.keys]
     assert len(keys) == len(set(keys)) == 12 and not set(keys) & {"KeyM", "KeyR", "KeyB", "KeyP", "Space"}
+    pads = [control.pad for control in found if control.pad]
+    assert len(pads) == len(set(pads)) == 12 and not set(pads) & {"button0", "button1", "button9"}
     assert {control.index for control in bind([], SPEC)} == set(range(6)), "jaws have a key of their own"
 
 
@@ -32,3 +34,10 @@ def test_a_control_commands_something(by):
     """Catches a setting that does nothing, or that leaves the range."""
     with pytest.raises(ValueError, match="must be between -1 and 1 and not 0"):
         Control("dx", by, "away")
+
+
+@pytest.mark.parametrize("pad", ["axis1", "+axis4", "button17", "button", "left stick"])
+def test_what_a_gamepad_does_not_have(pad):
+    """Catches a setting that no gamepad can carry out, of which nobody is told."""
+    with pytest.raises(ValueError, match="must be like -axis1"):
+        Control("dx", 1, "away", pad=pad)

@@ -8,10 +8,15 @@ from tests.agent.exploring.conftest import serving, settings
 
 CHROMIUM = find_browser()
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install -y chromium")
-AHEAD = (Control("dx", 1, "ahead", ("KeyD",)), Control("dx", -1, "back", ("KeyA",)))
+AHEAD = (Control("dx", 1, "ahead", ("KeyD",), "+axis0"), Control("dx", -1, "back", ("KeyA",), "-axis0"))
 PLACE = "document.querySelector('#scrub').valueAsNumber"
-SOCKETS = """window.sockets = [];
-    window.WebSocket = class extends WebSocket { constructor(...how) { super(...how); window.sockets.push(this); } };"""
+SOCKETS = """window.sockets = []; window.sent = [];
+    window.WebSocket = class extends WebSocket {
+        constructor(...how) { super(...how); window.sockets.push(this); }
+        send(text) { window.sent.push(text); super.send(text); }
+    };"""
+GAMEPAD = """window.pad = { connected: true, axes: [0, 0, 0, 0], buttons: Array.from({ length: 17 }, () => ({})) };
+    navigator.getGamepads = () => [null, window.pad];"""
 CLOCK = "document.querySelector('#clock').textContent"
 
 
@@ -21,6 +26,7 @@ def page(untrained, tmp_path_factory):
     with serving(config) as server, browser(CHROMIUM, tmp_path_factory.mktemp("profile")) as page:
         page.size(1280, 900)
         page.before(SOCKETS)
+        page.before(GAMEPAD)
         page.open(f"http://{server.host}/")
         page.wait("document.querySelector('#state')?.textContent.startsWith('Yours')")
         page.wait(f"{CLOCK} === '0.0 of 0.0 s'")
@@ -71,8 +77,28 @@ def test_a_future_is_chosen_by_hand(page):
     page.wait("document.querySelectorAll('#candidates button:not(.chosen)').length === 2")
     page.ask("document.querySelector('#candidates button:not(.chosen)').click()")
     page.wait("document.querySelectorAll('#branches button').length === 2")
-    settled(page)
+    page.wait(f"{PLACE} >= 8 && document.querySelector('#state').textContent.startsWith('Yours')")
     page.ask("document.querySelector('#plan').open = false")
+    assert not page.errors
+
+
+def test_a_gamepad_drives(page):
+    """Catches a stick that does nothing, that drives as fast when it is hardly pushed, or that stays pushed."""
+    page.press("r")
+    page.wait(f"{PLACE} === 0")
+    page.ask("window.dispatchEvent(new Event('gamepadconnected'))")
+    page.ask("void (sent = [])")
+    page.ask("void (pad.axes[0] = 0.6)")
+    page.wait("sent.length > 0")
+    assert page.ask("JSON.parse(sent[0]).actions[0][0]") == pytest.approx(0.5 * 0.4), "as far as it is pushed"
+    page.ask("void (pad.axes[0] = 0)")
+    settled(page)
+    assert page.ask(PLACE) > 0
+    for pressed in ("true", "false"):
+        page.ask(f"void (pad.buttons[0].pressed = {pressed})")
+        page.wait("document.querySelector('.jaws').textContent.startsWith('open')")
+    settled(page)
+    page.ask("void (pad.connected = false)")
     assert not page.errors
 
 
