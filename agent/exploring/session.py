@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from agent.exploring.studio import Studio
 from agent.exploring.timeline import Moment, Thought, Timeline, drift_cm
 from agent.exploring.worlds import FILM_PACE, Decision
 from agent.planning.planner import Plan
+from agent.viz import film as viz
 from envs.data.camera import project
 from envs.sim.splits import refuse_recording
 from envs.types import Observation
@@ -23,6 +25,10 @@ from world_model.imagined_env import Start
 
 Send = Callable[[bytes], Awaitable[None]]
 LARGEST_SEED = 2**31 - 1
+
+
+class Abandoned(Exception):
+    """The viewer told to stop, and what was being made is not wanted."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Session:
         self._considered = Considered(-1, [])  # what the page shows of the planner's last decision
         self._commands = {
             "start": self._start, "act": self._act, "let": self._let, "play": self._play, "look": self._look,
-            "link": self._link, "restore": self._restore, "save": self._save,
+            "link": self._link, "restore": self._restore, "save": self._save, "film": self._film,
         }  # fmt: skip
 
     def stop(self) -> None:
@@ -181,7 +187,7 @@ class Session:
             part = np.clip(link.actions[done : done + look], spec.action_low, spec.action_high)
             await self._step(done, list(part), "link")
             done += len(part)
-            await self._tell({"tell": "progress", "done": done, "of": steps})
+            await self._tell({"tell": "progress", "what": "link", "done": done, "of": steps})
 
     async def _save(self, message: Head) -> None:
         timeline, studio = self._require(), self.studio
@@ -191,6 +197,31 @@ class Session:
         episode = await studio.simulate(studio.real.episode, timeline, at, message.get("demonstration") is True)
         name = await studio.simulate(studio.keep, episode)
         await self._tell({"tell": "saved", "name": name, "folder": studio.config.out, "steps": len(episode)})
+
+    async def _film(self, message: Head) -> None:
+        """Both worlds side by side on the way to a moment, as a film in the folder of the episodes."""
+        timeline, studio = self._require(), self.studio
+        at = messages.whole(message, "at", 1, len(timeline.moments) - 1)
+        path = timeline.path(at)
+        shown, hz = path[::FILM_PACE], studio.spec.control_hz
+        with suppress(Abandoned), studio.film(timeline.split, timeline.seed, round(hz / FILM_PACE)) as (name, film):
+            for done, moment in enumerate(shown):
+                if self._stopped:
+                    raise Abandoned
+                picture = await studio.simulate(studio.real.picture, timeline, moment.id)
+                await studio.think(film.add, self._frame(moment, picture))
+                await self._tell({"tell": "progress", "what": "film", "done": done + 1, "of": len(shown)})
+        if not self._stopped:
+            await self._tell({"tell": "filmed", "name": name, "folder": studio.config.out, "steps": len(path) - 1})
+
+    def _frame(self, moment: Moment, picture: np.ndarray) -> np.ndarray:
+        """Of a film."""
+        spec = self.studio.spec
+        return viz.draw(viz.Moment(
+            picture, moment.dream.shown[spec.cameras[0].name], self.timeline.instruction,
+            str(moment.real.info["subtask"]), moment.step, moment.step / spec.control_hz,
+            success=bool(moment.real.info["success"]), imagined_label="the dream",
+        ))  # fmt: skip
 
     # what they have in common
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,13 +17,14 @@ from agent.exploring.link import Origin
 from agent.exploring.worlds import ImaginedWorld, Mind, RealWorld
 from agent.launch.command import versions
 from agent.planning.policies import ModelPolicy, PlanningPolicy
+from agent.viz.film import Film, film
 from envs.data.store import EpisodeStore
 from envs.types import Episode, Spec
 from world_model import checkpoint
 from world_model.nn.device import choose_device
 
 T = TypeVar("T")
-MAX_SAVED = 200  # episodes that one run of the server writes
+MAX_SAVED = 200  # episodes and films that one run of the server writes
 RECORDED_VERSIONS = ("mujoco", "robosuite", "numpy", "gymnasium")
 
 
@@ -103,15 +105,25 @@ class Studio:
         return await asyncio.get_running_loop().run_in_executor(self._dreamer, work, *arguments)
 
     def keep(self, episode: Episode) -> str:
-        """Write an episode under a name that nobody but this server chooses, and return the name."""
-        if self._saved >= MAX_SAVED:
-            raise ValueError(f"this server has written {MAX_SAVED} episodes, which is all it will: start it again")
-        store, label = EpisodeStore(self.config.out), self.config.env.label
-        moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        name = f"{label}-{episode.split}-{episode.seed:07d}-{moment}-{self._saved:03d}"
-        store.write(episode.with_versions(**versions(*RECORDED_VERSIONS)), name)
-        self._saved += 1
+        """Write an episode, and return its name."""
+        name = self._name(episode.split, episode.seed)
+        EpisodeStore(self.config.out).write(episode.with_versions(**versions(*RECORDED_VERSIONS)), name)
         return name
+
+    @contextmanager
+    def film(self, split: str, seed: int, fps: int) -> Iterator[tuple[str, Film]]:
+        """The name of a film and the film, to which frames are added; it is written when the block ends well."""
+        path = Path(self.config.out) / f"{self._name(split, seed)}.mp4"
+        with film(path, fps) as opened:
+            yield path.name, opened
+
+    def _name(self, split: str, seed: int) -> str:
+        """Of something to be written; nobody but this server chooses it."""
+        if self._saved >= MAX_SAVED:
+            raise ValueError(f"this server has written {MAX_SAVED} files, which is all it will: start it again")
+        self._saved += 1
+        moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        return f"{self.config.env.label}-{split}-{seed:07d}-{moment}-{self._saved:03d}"
 
     def close(self) -> None:
         """End both threads, after what they are doing, and free the simulator in its own."""

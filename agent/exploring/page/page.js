@@ -10,6 +10,7 @@ import { Wire } from "./wire.js";
 const $ = (id) => document.getElementById(id);
 const LONGEST = 4; // control steps of one message at most: where drawing is slow, pictures come less often
 const RETRY_MS = 2000;
+const PROGRESS = { link: "Going the way of the link", film: "Drawing the film" };
 const YOURS = "Yours: use the keys or the buttons.";
 
 const moments = new Moments(() => redraw());
@@ -70,7 +71,7 @@ const tellers = {
     futures.show(head, pictures, start, head.steps / hello.hz, (candidate) => play(head.at, candidate));
   },
   progress(head) {
-    say(`Going the way of the link: ${head.done} of ${head.of} steps`);
+    say(`${PROGRESS[head.what]}: ${head.done} of ${head.of}`);
     $("stop").hidden = false;
   },
   link(head) {
@@ -82,6 +83,9 @@ const tellers = {
   },
   saved(head) {
     $("kept").textContent = `Saved ${head.steps} steps as ${head.name} in ${head.folder}.`;
+  },
+  filmed(head) {
+    $("kept").textContent = `Saved a film of ${head.steps} steps as ${head.name} in ${head.folder}.`;
   },
   error(head) {
     complain(head.text);
@@ -264,7 +268,7 @@ function show() {
   $("scrub").setAttribute("aria-valuetext", `${time(moment.step)} seconds`);
   $("back").disabled = place <= 0;
   $("on").disabled = place >= path.length - 1;
-  $("save").disabled = !moment.step;
+  for (const id of ["save", "film"]) $(id).disabled = !moment.step;
   showBranches();
   showJaws();
   curves.draw();
@@ -366,6 +370,13 @@ $("speed").oninput = () => { $("fast").textContent = `${$("speed").value} %`; };
 $("points").onchange = redraw;
 $("pixels").onchange = redraw;
 $("save").onclick = () => ask(() => ({ do: "save", at: moments.now, demonstration: $("demonstration").checked }));
+$("film").onclick = () => {
+  hand(false);
+  ask(() => ({ do: "film", at: moments.now })).then(() => {
+    $("stop").hidden = true;
+    say(YOURS);
+  });
+};
 $("link").onclick = () => ask(() => ({ do: "link", at: moments.now }));
 window.addEventListener("resize", redraw);
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);

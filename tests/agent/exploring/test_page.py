@@ -122,9 +122,13 @@ def test_a_lost_connection_leaves_the_moments(page):
 
 def test_what_is_kept_and_what_is_said(page):
     """Catches a save and a link without a word, and an unknown instruction that nobody is warned of."""
+    page.press("d", 0.1)
     page.wait(f"{PLACE} > 0")
-    page.ask("document.querySelector('#save').click()")
-    page.wait("document.querySelector('#kept').textContent.startsWith('Saved')")
+    settled(page)
+    for button, words in (("save", "Saved"), ("film", "Saved a film")):
+        page.ask("document.querySelector('#kept').textContent = ''")
+        page.ask(f"document.querySelector('#{button}').click()")
+        page.wait(f"document.querySelector('#kept').textContent.startsWith('{words}')")
     page.ask("document.querySelector('#link').click()")
     page.wait("location.hash.length > 50")
     page.wait("document.querySelector('#kept').textContent.includes('link')")

@@ -5,8 +5,10 @@ import re
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 from socket import create_connection
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -118,6 +120,30 @@ def test_a_saved_episode_is_an_ordinary_one(server, client):
     assert np.isnan(episode.expert).all()
     np.testing.assert_array_equal(demonstration.expert[:3], episode.action[:3])
     assert np.isnan(demonstration.expert[3:]).all(), "what the model did is no demonstration"
+
+
+def test_a_film_shows_both_worlds(client, server, tmp_path):
+    """Catches a film that lacks the branch's way, or one world, and what a film that is not wanted leaves behind."""
+    client.start()
+    client.moments("act", at=0, actions=push(steps=6))
+    client.moments("act", at=3, actions=push(-0.5, 5))
+    told = client.ask("film", at=11)
+    filmed, before = told[-1][0], set(Path(server.config.out).iterdir())
+    assert (filmed["tell"], filmed["steps"]) == ("filmed", 8)
+    with av.open(str(Path(server.config.out) / filmed["name"])) as container:
+        rate = container.streams.video[0].average_rate
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == 8 // FILM_PACE + 1 and rate == 20 // FILM_PACE
+    view = frames[0].shape[1] // 2
+    worlds = [[float(half[100:300].mean()) for half in np.split(frame, [view], axis=1)] for frame in frames]
+    real, dream = zip(*worlds, strict=True)
+    assert np.allclose(real, range(0, 9, FILM_PACE), atol=2), "the branch's moments, which grow brighter by the step"
+    assert np.ptp(dream[:-1]) < 1 < abs(dream[-1] - dream[0]), "the dream stands still until it looks"
+    end = client.moments("act", at=11, actions=push(steps=16))[-1][0]["id"]
+    asked = client.tell(do="film", at=end)
+    client.tell(do="stop")
+    assert not [head for head, _ in client.until_done(asked) if head["tell"] in ("filmed", "error")]
+    assert set(Path(server.config.out).iterdir()) == before
 
 
 @pytest.mark.parametrize("who", ["planner", "model"])
