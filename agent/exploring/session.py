@@ -13,6 +13,7 @@ import numpy as np
 from agent.exploring import messages
 from agent.exploring.link import Link
 from agent.exploring.messages import Head, Picture, pack
+from agent.exploring.records import titles
 from agent.exploring.studio import Studio
 from agent.exploring.timeline import Moment, Thought, Timeline, drift_cm
 from agent.exploring.worlds import FILM_PACE, Decision
@@ -25,6 +26,7 @@ from world_model.imagined_env import Start
 
 Send = Callable[[bytes], Awaitable[None]]
 LARGEST_SEED = 2**31 - 1
+SAME = 1e-3  # of the state, in the robot's units: what the same actions may differ by on another machine
 
 
 class Abandoned(Exception):
@@ -53,7 +55,7 @@ class Session:
         self._considered = Considered(-1, [])  # what the page shows of the planner's last decision
         self._commands = {
             "start": self._start, "act": self._act, "let": self._let, "play": self._play, "look": self._look,
-            "link": self._link, "restore": self._restore, "save": self._save, "film": self._film,
+            "link": self._link, "restore": self._restore, "open": self._open, "save": self._save, "film": self._film,
         }  # fmt: skip
 
     def stop(self) -> None:
@@ -96,6 +98,7 @@ class Session:
             "split": studio.config.env.split,
             "splits": studio.splits,
             "known": studio.known,
+            "records": titles(studio.records),
             "policies": list(studio.mind.policies)[::-1],  # the planner first
             "criterion": studio.real.env.criterion,
         })  # fmt: skip
@@ -181,13 +184,28 @@ class Session:
         if steps and link.actions.shape[1] != len(spec.action):
             raise ValueError(f"this link cannot be followed: its actions are not {len(spec.action)} numbers each")
         await self._begin(link.split, link.seed, link.instruction)
-        self.timeline.require_room(steps)
-        done, look = 0, self.studio.dream.look
-        while done < steps and not self._stopped:
-            part = np.clip(link.actions[done : done + look], spec.action_low, spec.action_high)
-            await self._step(done, list(part), "link")
-            done += len(part)
-            await self._tell({"tell": "progress", "what": "link", "done": done, "of": steps})
+        await self._follow(link.actions, "link")
+
+    async def _open(self, message: Head) -> None:
+        """Go the way of a recorded episode, or only to where it began."""
+        studio = self.studio
+        record = studio.records[messages.whole(message, "record", 0, len(studio.records) - 1)]
+        episode = await studio.simulate(record.read)
+        if episode is None:
+            await self._begin(record.split, record.seed, "")
+            return
+        studio.robot.require(episode.spec, "the environment", f"the episode {record.name}")
+        await self._begin(episode.split, episode.seed, episode.instruction)
+        await self._follow(episode.action, "recorded")
+        end = len(self.timeline.moments) - 1
+        await self._observe([end])
+        apart = np.abs(self.timeline.observations[end].state - episode.state[end])
+        if apart.max() > SAME:
+            names = [part.name for part in studio.robot.state]
+            raise ValueError(
+                f"the simulator went another way than was recorded: {names[apart.argmax()]} ends {apart.max():.3g} "
+                "elsewhere. The task has changed since, or its settings are others"
+            )
 
     async def _save(self, message: Head) -> None:
         timeline, studio = self._require(), self.studio
@@ -234,6 +252,16 @@ class Session:
         """What the robot sees at these moments, drawn where nobody had asked for it."""
         found = await self.studio.simulate(self.studio.real.observe, self.timeline, moments)
         self.timeline.observations.update(found)
+
+    async def _follow(self, actions: np.ndarray, by: str) -> None:
+        """Go on from the start by actions (T, A) that are known already, until told to stop."""
+        self.timeline.require_room(len(actions))
+        done, studio = 0, self.studio
+        while done < len(actions) and not self._stopped:
+            part = np.clip(actions[done : done + studio.dream.look], studio.spec.action_low, studio.spec.action_high)
+            await self._step(done, list(part), by)
+            done += len(part)
+            await self._tell({"tell": "progress", "what": by, "done": done, "of": len(actions)})
 
     async def _step(self, at: int, actions: list[np.ndarray], by: str, plan: Plan | None = None) -> None:
         """Both worlds go on from a moment, each in its thread, and the page is told."""

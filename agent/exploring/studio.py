@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from agent.build import EnvConfig, PolicyConfig, make_policy
 from agent.exploring.controls import Bound, Control, bind
 from agent.exploring.link import Origin
+from agent.exploring.records import find_records
 from agent.exploring.worlds import ImaginedWorld, Mind, RealWorld
 from agent.launch.command import versions
 from agent.planning.policies import ModelPolicy, PlanningPolicy
@@ -43,6 +44,7 @@ class ExploreConfig:
     unsure: float = 0.03
     candidates: int = 8
     viewers: int = 3
+    open: tuple[str, ...] = ()
     controls: tuple[Control, ...] = ()
 
     def __post_init__(self) -> None:
@@ -72,6 +74,7 @@ class Studio:
             self._dreamer.submit(self._wake).result()
             self._simulator.submit(self.real.env.reset, seed=config.seed).result()  # compiles what the first one needs
             self.splits, self.robot = self.real.splits, self.real.spec
+            self.records = [each for path in config.open for each in find_records(path, self.real.env.env_id)]
         except BaseException:
             self.close()
             raise

@@ -10,7 +10,7 @@ import { Wire } from "./wire.js";
 const $ = (id) => document.getElementById(id);
 const LONGEST = 4; // control steps of one message at most: where drawing is slow, pictures come less often
 const RETRY_MS = 2000;
-const PROGRESS = { link: "Going the way of the link", film: "Drawing the film" };
+const PROGRESS = { link: "Going the way of the link", recorded: "Going the way of the recorded episode", film: "Drawing the film" };
 const YOURS = "Yours: use the keys or the buttons.";
 
 const moments = new Moments(() => redraw());
@@ -327,6 +327,8 @@ function furnish() {
   new Gamepad(hello.controls, (i, share) => hands.press(i, share), { 0: Space, 1: KeyM, 9: KeyR, 14: Comma, 15: Period }, say);
   $("seed").value = hello.seed;
   $("split").replaceChildren(...hello.splits.map((name) => new Option(name, name, false, name === hello.split)));
+  $("recorded").hidden = !hello.records.length;
+  $("record").replaceChildren(new Option("open …", ""), ...hello.records.map((title, i) => new Option(title, i)));
   $("known").replaceChildren(...hello.known.map((words) => new Option(words)));
   $("who").replaceChildren(...hello.policies.map((name) => new Option(name)));
   $("who").hidden = hello.policies.length < 2;
@@ -370,6 +372,18 @@ $("speed").oninput = () => { $("fast").textContent = `${$("speed").value} %`; };
 $("points").onchange = redraw;
 $("pixels").onchange = redraw;
 $("save").onclick = () => ask(() => ({ do: "save", at: moments.now, demonstration: $("demonstration").checked }));
+$("record").onchange = () => {
+  const record = $("record").value;
+  $("record").blur(); // the keys are the robot's again
+  if (record === "") return;
+  hand(false);
+  say("Opening …");
+  ask({ do: "open", record: Number(record) }).then(() => {
+    $("stop").hidden = true;
+    $("record").value = ""; // so that the same one can be opened again
+    say(YOURS);
+  });
+};
 $("film").onclick = () => {
   hand(false);
   ask(() => ({ do: "film", at: moments.now })).then(() => {
