@@ -81,7 +81,7 @@ def test_a_recorded_way_that_is_gone_is_said(kept):
     (folder / "report.json").write_text("{")
     with pytest.raises(EpisodeError, match="cannot read"):
         find_records(str(folder), page.env.id)
-    with pytest.raises(EpisodeError, match="no episodes"):
+    with pytest.raises(EpisodeError, match="does not exist"):
         find_records(str(folder / "none"), page.env.id)
 
 
