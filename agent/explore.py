@@ -13,25 +13,44 @@ import socket
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from agent.build import PolicyConfig, env_config
-from agent.exploring.studio import ExploreConfig, Studio
+from agent.build import EnvConfig, PolicyConfig, env_config
+from agent.exploring.studio import ExploreConfig, Studios
 from agent.launch.command import RunError, clear_errors, start
 from envs import preflight
 from envs.data.settings import from_settings
 
+ENVS = Path(__file__).parents[1] / "configs" / "env"
+OURS = ("fold_half", "lift")
+
 
 def from_hydra(raw: Mapping[str, Any]) -> ExploreConfig:
     """The settings of this command."""
-    known = {f.name for f in fields(ExploreConfig)} - {"env", "policy"}
+    known = {f.name for f in fields(ExploreConfig)}
     policy = from_settings(PolicyConfig, {**raw["policy"], "checkpoint": raw["checkpoint"]})
-    kept = {name: value for name, value in raw.items() if name in known}
-    return from_settings(ExploreConfig, {**kept, "env": env_config(raw), "policy": policy})
+    tasks, checkpoints = raw["tasks"], raw["checkpoints"]
+    if tasks is None:
+        tasks = OURS if raw["env"].get("name") in OURS else ()
+    if checkpoints is None:
+        checkpoints = [str(path.parent) for path in sorted(Path(raw["checkpoint"]).parent.glob("*/manifest.json"))]
+    return from_settings(ExploreConfig, {
+        **{name: value for name, value in raw.items() if name in known}, "env": env_config(raw), "policy": policy,
+        "tasks": [other_env(name, raw) for name in tasks if name != raw["env"].get("name")], "checkpoints": checkpoints,
+    })  # fmt: skip
+
+
+def other_env(name: str, raw: Mapping[str, Any]) -> EnvConfig:
+    """Another of configs/env, in the same split. ValueError where there is none of this name."""
+    path = ENVS / f"{name}.yaml"
+    if Path(name).name != name or not path.is_file():
+        raise ValueError(f"there is no task {name!r}: {', '.join(sorted(each.stem for each in ENVS.glob('*.yaml')))}")
+    return env_config({"env": OmegaConf.to_container(OmegaConf.load(path)), "split": raw["split"]})
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -61,9 +80,9 @@ def run(config: ExploreConfig, host: str, port: int, key: str) -> None:
     door = Door(host, key)
     with closing(listen(host, port)) as opened:
         print(f"building {config.env.label} and loading {config.checkpoint} ...", flush=True)
-        with closing(Studio(config)) as studio:
+        with closing(Studios(config)) as studios:
             settings = uvicorn.Config(
-                application(studio, door), log_level="warning", access_log=False, ws="websockets-sansio",
+                application(studios, door), log_level="warning", access_log=False, ws="websockets-sansio",
                 ws_max_size=2**20, ws_per_message_deflate=False, timeout_graceful_shutdown=1,
             )  # fmt: skip
             place = f"[{host}]" if ":" in host else host

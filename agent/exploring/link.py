@@ -26,19 +26,20 @@ class Origin:
 
 @dataclass(frozen=True)
 class Link:
-    """The way to a moment. actions: (T, A) f32."""
+    """The way to a moment. actions: (T, A) f32. scene_look: as `Timeline` has it."""
 
     origin: Origin
     split: str
     seed: int
     instruction: str
     actions: np.ndarray
+    scene_look: int = 0
 
     def to_text(self) -> str:
         """Letters that an address needs not escape."""
         head = {
             "version": VERSION, **asdict(self.origin), "split": self.split, "seed": self.seed,
-            "instruction": self.instruction, "shape": list(self.actions.shape),
+            "instruction": self.instruction, "scene_look": self.scene_look, "shape": list(self.actions.shape),
         }  # fmt: skip
         data = json.dumps(head).encode() + b"\n" + self.actions.astype("<f4").tobytes()
         return base64.urlsafe_b64encode(zlib.compress(data, 9)).decode().rstrip("=")
@@ -61,7 +62,8 @@ class Link:
             if not np.isfinite(actions).all():
                 raise ValueError("it holds actions that are not finite")
             origin = Origin(str(raw["env"]), str(raw["checkpoint"]), int(raw["look"]))
-            return cls(origin, str(raw["split"]), int(raw["seed"]), str(raw["instruction"]), actions)
+            look = int(raw.get("scene_look", 0))  # links of before had none
+            return cls(origin, str(raw["split"]), int(raw["seed"]), str(raw["instruction"]), actions, look)
         except (binascii.Error, zlib.error, KeyError, TypeError, UnicodeError) as error:
             raise ValueError(f"this link is damaged: {error}") from error
         except ValueError as error:

@@ -25,7 +25,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from agent.exploring.messages import Head, pack, parse
 from agent.exploring.session import Session
-from agent.exploring.studio import Studio
+from agent.exploring.studio import Studio, Studios
 from agent.launch.command import expected_errors, one_line
 
 PAGE = Path(__file__).parent / "page"
@@ -70,8 +70,9 @@ class Door:
         return ""
 
 
-def application(studio: Studio, door: Door) -> Starlette:
-    """The server of one studio."""
+def application(studios: Studios, door: Door) -> Starlette:
+    """The server of these worlds."""
+    viewers = studios.config.viewers
     files = {path.name: path.read_bytes() for path in PAGE.iterdir() if path.suffix in KINDS}
     # By the viewer's name. Whose connection is lost comes back to his moments; the one who is away longest, the first
     # without a socket, makes room for another.
@@ -92,14 +93,15 @@ def application(studio: Studio, door: Door) -> Starlette:
             await websocket.close(REFUSED, refused)
             return
         session = sessions.get(websocket.query_params.get("session", ""))
+        studio = None if session else await chosen(websocket, studios)
         if session is None:
             away = [name for name in sessions if name not in connected]
-            if len(connected) >= studio.config.viewers:
+            if len(connected) >= viewers:
                 await websocket.close(FULL, f"{len(connected)} people explore here already: close another tab")
                 return
-            if len(sessions) >= studio.config.viewers:
+            if len(sessions) >= viewers:
                 del sessions[away[0]]
-            session = Session(studio, websocket.send_bytes, secrets.token_urlsafe(16))
+            session = Session(studio, websocket.send_bytes, secrets.token_urlsafe(16), studios.choices)
         elif session.name in connected:  # the old connection is dead, and nobody has noticed yet
             await connected[session.name].close(TAKEN_OVER, "this page came back by another connection")
         session.send = websocket.send_bytes
@@ -120,6 +122,16 @@ def file(files: Mapping[str, bytes], name: str) -> Response:
     if name not in files:
         return PlainTextResponse("there is no such page", 404, HEADERS)
     return Response(files[name], 200, HEADERS, KINDS[Path(name).suffix])
+
+
+async def chosen(websocket: WebSocket, studios: Studios) -> Studio:
+    """What the page's address asks for; the first, and a message, where that cannot be had."""
+    asked = websocket.query_params
+    try:
+        return await studios.get(asked.get("task", ""), asked.get("checkpoint", ""))
+    except expected_errors() as error:
+        await complain(websocket, one_line(error))
+        return studios.first
 
 
 async def serve(websocket: WebSocket, session: Session) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -45,10 +47,13 @@ class Session:
     """One viewer's time line. Commands are handled one after the other; `stop` ends a long one early.
 
     send: to his page; another one when he comes back by another connection. name: by which his page comes back.
+    choices: the tasks and checkpoints that he could have instead.
     """
 
-    def __init__(self, studio: Studio, send: Send, name: str = "") -> None:
-        self.studio, self.send, self.name = studio, send, name
+    def __init__(
+        self, studio: Studio, send: Send, name: str = "", choices: Mapping[str, Sequence[str]] = MappingProxyType({})
+    ) -> None:
+        self.studio, self.send, self.name, self.choices = studio, send, name, dict(choices)
         self.timeline: Timeline | None = None
         self.stops = 0  # how often it was told to stop
         self._since = 0  # `stops` when the command under way was given
@@ -99,6 +104,9 @@ class Session:
             "splits": studio.splits,
             "known": studio.known,
             "records": titles(studio.records),
+            "looks": studio.has_looks,
+            "choices": self.choices,
+            "chosen": {"task": studio.config.env.label, "checkpoint": Path(studio.config.checkpoint).name},
             "policies": list(studio.mind.policies)[::-1],  # the planner first
             "criterion": studio.real.env.criterion,
         })  # fmt: skip
@@ -108,12 +116,15 @@ class Session:
     async def _start(self, message: Head) -> None:
         seed = messages.whole(message, "seed", 0, LARGEST_SEED)
         instruction = messages.words(message, "instruction", messages.MAX_TEXT, default="")
-        await self._begin(messages.words(message, "split", 40), seed, instruction.strip())
+        look = messages.whole({"scene_look": 0, **message}, "scene_look", 0, LARGEST_SEED)
+        await self._begin(messages.words(message, "split", 40), seed, instruction.strip(), look)
 
-    async def _begin(self, split: str, seed: int, instruction: str) -> None:
+    async def _begin(self, split: str, seed: int, instruction: str, scene_look: int = 0) -> None:
         """Both worlds at the start of an episode. An empty instruction is the task's own."""
         studio = self.studio
-        timeline = Timeline(split, seed, instruction)
+        if scene_look and not studio.real.has_looks:
+            raise ValueError(f"{studio.config.env.label} has one look only, 0")
+        timeline = Timeline(split, seed, instruction, scene_look)
         real, observation, picture = await studio.simulate(studio.real.begin, timeline)
         timeline.instruction = instruction = instruction or str(real.info["instruction"])
         start = Start(observation, instruction, studio.real.env.env_id, split, seed)
@@ -123,7 +134,7 @@ class Session:
         timeline.observations[0] = observation
         moment = timeline.tell(0, await studio.think(studio.mind.read, timeline, 0))
         await self._tell({
-            "tell": "started", "seed": seed, "split": split, "instruction": instruction,
+            "tell": "started", "seed": seed, "split": split, "instruction": instruction, "scene_look": scene_look,
             "warning": None if instruction in studio.known else unknown(instruction, studio.known),
         })  # fmt: skip
         await self._show(moment, picture)
@@ -171,7 +182,10 @@ class Session:
     async def _link(self, message: Head) -> None:
         timeline = self._require()
         at = messages.whole(message, "at", 0, len(timeline.moments) - 1)
-        link = Link(self.studio.origin, timeline.split, timeline.seed, timeline.instruction, timeline.actions(at))
+        link = Link(
+            self.studio.origin, timeline.split, timeline.seed, timeline.instruction, timeline.actions(at),
+            timeline.scene_look,
+        )  # fmt: skip
         await self._tell({"tell": "link", "link": link.to_text()})
 
     async def _restore(self, message: Head) -> None:
@@ -179,11 +193,12 @@ class Session:
         link = Link.from_text(messages.words(message, "link", messages.MAX_MESSAGE))
         link.require(self.studio.origin)
         spec, steps = self.studio.spec, len(link.actions)
-        if not 0 <= link.seed <= LARGEST_SEED or len(link.instruction) > messages.MAX_TEXT:
-            raise ValueError("this link cannot be followed: its seed or its instruction is none")
+        numbers = (link.seed, link.scene_look)
+        if not all(0 <= n <= LARGEST_SEED for n in numbers) or len(link.instruction) > messages.MAX_TEXT:
+            raise ValueError("this link cannot be followed: its seed, look or instruction is none")
         if steps and link.actions.shape[1] != len(spec.action):
             raise ValueError(f"this link cannot be followed: its actions are not {len(spec.action)} numbers each")
-        await self._begin(link.split, link.seed, link.instruction)
+        await self._begin(link.split, link.seed, link.instruction, link.scene_look)
         await self._follow(link.actions, "link")
 
     async def _open(self, message: Head) -> None:

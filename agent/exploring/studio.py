@@ -1,4 +1,5 @@
-"""What all viewers share: one thread that owns the simulator, one that dreams and thinks, and what runs in them."""
+"""What viewers share: one thread that owns the simulator, one that dreams and thinks, and what runs in them; and all
+the pairs of a task and a checkpoint that a page can choose."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,6 +46,8 @@ class ExploreConfig:
     candidates: int = 8
     viewers: int = 3
     open: tuple[str, ...] = ()
+    tasks: tuple[EnvConfig, ...] = ()
+    checkpoints: tuple[str, ...] = ()
     controls: tuple[Control, ...] = ()
 
     def __post_init__(self) -> None:
@@ -73,7 +76,7 @@ class Studio:
             self.real = self._simulator.submit(RealWorld, config.env, config.size).result()
             self._dreamer.submit(self._wake).result()
             self._simulator.submit(self.real.env.reset, seed=config.seed).result()  # compiles what the first one needs
-            self.splits, self.robot = self.real.splits, self.real.spec
+            self.splits, self.robot, self.has_looks = self.real.splits, self.real.spec, self.real.has_looks
             self.records = [each for path in config.open for each in find_records(path, self.real.env.env_id)]
         except BaseException:
             self.close()
@@ -134,3 +137,43 @@ class Studio:
             self._simulator.submit(self.real.close).result()
         for thread in (self._simulator, self._dreamer):
             thread.shutdown(wait=True, cancel_futures=True)
+
+
+class Studios:
+    """One for each task and checkpoint that a page can choose, built when it is first asked for. Close it after use."""
+
+    def __init__(self, config: ExploreConfig) -> None:
+        """Builds the first; errors as `Studio` has them."""
+        self.config = config
+        self.tasks = {env.label: env for env in (config.env, *config.tasks)}
+        self.checkpoints = {Path(path).name: path for path in (config.checkpoint, *config.checkpoints)}
+        self.first = Studio(config)
+        self._built = {(config.env.label, Path(config.checkpoint).name): self.first}
+        self._building = asyncio.Lock()
+
+    @property
+    def choices(self) -> dict[str, list[str]]:
+        """Their names."""
+        return {"task": list(self.tasks), "checkpoint": list(self.checkpoints)}
+
+    async def get(self, task: str, checkpoint: str) -> Studio:
+        """By the names; an empty one is that of the first. ValueError for an unknown one, and errors as in `Studio`."""
+        key = (task or self.config.env.label, checkpoint or Path(self.config.checkpoint).name)
+        for name, known in zip(key, (self.tasks, self.checkpoints), strict=True):
+            if name not in known:
+                raise ValueError(f"there is no {name[:40]!r} to choose here: {', '.join(known)}")
+        async with self._building:
+            if key not in self._built:
+                self._built[key] = await asyncio.to_thread(Studio, self._config(*key))
+            return self._built[key]
+
+    def _config(self, task: str, checkpoint: str) -> ExploreConfig:
+        config, path = self.config, self.checkpoints[checkpoint]
+        recorded = config.open if task == config.env.label else ()  # of the first task
+        policy = replace(config.policy, checkpoint=path)
+        return replace(config, env=self.tasks[task], checkpoint=path, policy=policy, open=recorded)
+
+    def close(self) -> None:
+        """All that were built."""
+        for studio in self._built.values():
+            studio.close()

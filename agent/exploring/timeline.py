@@ -83,12 +83,14 @@ class Moment:
 
 @dataclass
 class Timeline:
-    """All moments of an episode and its branches. observations: what the robot sees at those moments at which anybody
-    asked; drawing it takes longer than the step itself."""
+    """All moments of an episode and its branches. scene_look: which of the looks that the episode can be shown under, 0
+    for its own, the only one where an environment has no others. observations: what the robot sees at those moments at
+    which anybody asked; drawing it takes longer than the step itself."""
 
     split: str
     seed: int
     instruction: str
+    scene_look: int = 0
     limit: int = MAX_MOMENTS
     moments: list[Moment] = field(default_factory=list)
     observations: dict[int, Observation] = field(default_factory=dict)

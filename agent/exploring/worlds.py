@@ -59,6 +59,11 @@ class RealWorld:
         return SPLITS if self.env.own_splits else ("train", "seen")
 
     @property
+    def has_looks(self) -> bool:
+        """Whether an episode can be shown under other colours, light and cameras."""
+        return hasattr(self.env.unwrapped, "looks")
+
+    @property
     def restores(self) -> bool:
         """Whether it can be put back exactly, and draws only when asked; others replay and draw at every step."""
         world = self.env.unwrapped
@@ -129,7 +134,8 @@ class RealWorld:
             envs = make_envs(config)  # first, so that a wrong split leaves this world as it was
             self.envs.close()
             self.envs, self.config = envs, config
-        raw, info = self.env.reset(seed=timeline.seed)
+        options = {"look": timeline.scene_look} if timeline.scene_look else None
+        raw, info = self.env.reset(seed=timeline.seed, options=options)
         self._here, self._episode = (timeline, 0), timeline
         return self._real(info, 0.0), Observation.of(raw, self.spec).check(self.spec)
 

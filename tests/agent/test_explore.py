@@ -32,6 +32,17 @@ def test_the_settings_fit_our_robot(task):
     assert len(keys) == len(set(keys)) == 10
 
 
+def test_the_page_can_change_to_what_ships(tmp_path):
+    """Catches a menu without what else there is, and one that offers ours for a foreign robot."""
+    config = explore.from_hydra(settings("env=fold_half", "split=unseen"))
+    assert [(env.name, env.id, env.split) for env in config.tasks] == [("lift", "nextstate/Lift-v0", "unseen")]
+    assert "checkpoints/nextstate-few" in config.checkpoints
+    foreign = settings("env=plugin", "env.id=nextstate/Lift-v0", f"checkpoint={tmp_path}")
+    assert (explore.from_hydra(foreign).tasks, explore.from_hydra(foreign).checkpoints) == ((), ())
+    with pytest.raises(ValueError, match="there is no task '../lift': fold_half, imagined, lift, plugin"):
+        explore.from_hydra(settings("tasks=[../lift]"))
+
+
 @pytest.mark.parametrize(
     "override, error",
     [

@@ -47,6 +47,7 @@ const tellers = {
     coast = 0;
     $("seed").value = head.seed;
     $("split").value = head.split;
+    $("look").value = head.scene_look;
     $("instruction").value = head.instruction;
     $("warning").hidden = !head.warning;
     $("warning").textContent = head.warning ?? "";
@@ -110,7 +111,7 @@ const wire = new Wire((head, pictures) => tellers[head.tell]?.(head, pictures), 
 function begin() {
   say("Starting …");
   const link = location.hash.slice(1);
-  const start = { do: "start", seed: hello.seed, split: hello.split, instruction: $("instruction").value };
+  const start = { do: "start", seed: hello.seed, split: hello.split, instruction: $("instruction").value, scene_look: 0 };
   ask(link ? { do: "restore", link } : start).then(() => {
     $("stop").hidden = true;
     if (moments.now !== null) say(YOURS);
@@ -227,10 +228,11 @@ function seek(id) {
 function reset() {
   hand(false);
   history.replaceState(null, "", `${location.pathname}${location.search}`);
-  const [seed, split, instruction] = [$("seed").valueAsNumber, $("split").value, $("instruction").value];
+  const [seed, scene_look] = ["seed", "look"].map((id) => $(id).valueAsNumber);
+  const [split, instruction] = ["split", "instruction"].map((id) => $(id).value);
   if (!$("episode").reportValidity()) return;
   say("Starting …");
-  ask({ do: "start", seed, split, instruction }).then(() => say(YOURS));
+  ask({ do: "start", seed, split, instruction, scene_look }).then(() => say(YOURS));
 }
 
 // ------------------------------------------------------------------------------------------ showing
@@ -327,6 +329,12 @@ function furnish() {
   new Gamepad(hello.controls, (i, share) => hands.press(i, share), { 0: Space, 1: KeyM, 9: KeyR, 14: Comma, 15: Period }, say);
   $("seed").value = hello.seed;
   $("split").replaceChildren(...hello.splits.map((name) => new Option(name, name, false, name === hello.split)));
+  $("looks").hidden = !hello.looks;
+  for (const [id, names] of Object.entries(hello.choices)) {
+    $(id).replaceChildren(...names.map((name) => new Option(name, name, false, name === hello.chosen[id])));
+    $(id).parentElement.hidden = names.length < 2;
+    $(id).onchange = change;
+  }
   $("recorded").hidden = !hello.records.length;
   $("record").replaceChildren(new Option("open …", ""), ...hello.records.map((title, i) => new Option(title, i)));
   $("known").replaceChildren(...hello.known.map((words) => new Option(words)));
@@ -349,6 +357,14 @@ function furnish() {
   curves = new Curves(hello, moments, seek);
   $("keys").open = window.innerWidth > 1000;
   $("who").onchange();
+}
+
+/** Another task or checkpoint is another address. */
+function change() {
+  const query = new URLSearchParams(location.search);
+  for (const id of Object.keys(hello.choices)) query.set(id, $(id).value);
+  say("Building it …");
+  location.assign(`${location.pathname}?${query}`);
 }
 
 $("episode").addEventListener("submit", (event) => {

@@ -24,7 +24,7 @@ from agent.build import EnvConfig, PolicyConfig
 from agent.explore import listen
 from agent.exploring.messages import Head, unpack
 from agent.exploring.server import Door, application
-from agent.exploring.studio import ExploreConfig, Studio
+from agent.exploring.studio import ExploreConfig, Studios
 from tests.reach import MAX_STEPS, OverTheTable
 
 ANSWER_S = 60
@@ -121,9 +121,9 @@ class Server:
 @contextmanager
 def serving(config: ExploreConfig, key: str = "") -> Iterator[Server]:
     opened = listen("127.0.0.1", 0)
-    studio = Studio(config)
+    studios = Studios(config)
     server = uvicorn.Server(uvicorn.Config(
-        application(studio, Door("127.0.0.1", key)), log_level="warning", ws="websockets-sansio", ws_max_size=2**20,
+        application(studios, Door("127.0.0.1", key)), log_level="warning", ws="websockets-sansio", ws_max_size=2**20,
         timeout_graceful_shutdown=2,
     ))  # fmt: skip
     thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]}, daemon=True)
@@ -136,7 +136,7 @@ def serving(config: ExploreConfig, key: str = "") -> Iterator[Server]:
     finally:
         server.should_exit = True
         thread.join(20)
-        studio.close()
+        studios.close()
         opened.close()
 
 

@@ -22,15 +22,21 @@ def test_a_link_says_the_same_when_it_is_read():
     """Catches actions that are rounded on the way, letters that an address changes, and an empty way."""
     text = LINK.to_text()
     assert set(text) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
-    for link in (LINK, replace(LINK, actions=np.zeros((0, 0), np.float32))):
+    for link in (LINK, replace(LINK, actions=np.zeros((0, 0), np.float32)), replace(LINK, scene_look=3)):
         read = Link.from_text(link.to_text())
         assert replace(read, actions=None) == replace(link, actions=None)
         np.testing.assert_array_equal(read.actions, link.actions)
 
 
+def test_a_link_of_before_scenes_had_looks():
+    """Catches links in people's notes that lead nowhere any more."""
+    old = {key: value for key, value in HEAD.items() if key != "scene_look"}
+    assert Link.from_text(packed(old, np.zeros(2, "<f4").tobytes())).scene_look == 0
+
+
 HEAD = {
     "version": 1, "env": "e", "checkpoint": "c", "look": 8, "split": "seen", "seed": 1, "instruction": "",
-    "shape": [1, 2],
+    "scene_look": 0, "shape": [1, 2],
 }  # fmt: skip
 BAD = {
     "words": "not a link!", "no text": "", "cut off": LINK.to_text()[:-9], "another": packed({"version": 1}),

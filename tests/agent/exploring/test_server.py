@@ -5,6 +5,7 @@ import re
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from socket import create_connection
 
@@ -21,7 +22,7 @@ from agent.exploring.timeline import Timeline
 from agent.exploring.worlds import FILM_PACE
 from envs.data.store import EpisodeStore
 from tests.agent.conftest import save_untrained
-from tests.agent.exploring.conftest import Kept, push, serving, settings
+from tests.agent.exploring.conftest import Client, Kept, push, serving, settings
 
 LOOK = 8  # control steps of the checkpoint's model step
 
@@ -42,6 +43,28 @@ def test_the_page_learns_what_the_robot_takes(client):
     assert hello["rest"] == [0, 0, 0, 0, 0, 0, -1] and hello["grippers"] == [[6, -1.0, 1.0]]
     assert (hello["look"], hello["hz"], hello["cameras"]) == (LOOK, 20, ["main", "wrist"])
     assert hello["policies"] == ["planner", "model"] and len(hello["controls"]) == 12
+
+
+def test_another_task_and_another_checkpoint(untrained, tmp_path):
+    """Catches a choice that shows the task or the checkpoint of before, and a wrong one that ends the page."""
+    strided = save_untrained(tmp_path / "other", (2, 4))
+    page = settings(untrained, tmp_path, checkpoints=(str(strided), str(tmp_path / "gone")))
+    other = replace(page.env, name="more", instruction="lift it again")
+    with serving(replace(page, tasks=(other,))) as server:
+        with server.client() as client:
+            first = client.hello
+            assert first["choices"] == {"task": ["kept-v0", "more"], "checkpoint": ["checkpoint", "other", "gone"]}
+            assert first["chosen"] == {"task": "kept-v0", "checkpoint": "checkpoint"}
+            assert "one look only" in client.complaint("start", seed=3, split="seen", scene_look=1)
+        with server.client("?task=more&checkpoint=other") as client:
+            assert client.hello["chosen"] == {"task": "more", "checkpoint": "other"}
+            assert client.hello["checkpoint"] != first["checkpoint"]
+            client.start()
+            assert client.moments("let", at=0, who="planner")[-1][0]["step"] == 2
+        for wrong in ("task=none", "checkpoint=gone"):
+            with connect(f"ws://{server.host}/socket?{wrong}", max_size=None) as socket:
+                client = Client(socket)
+                assert client.receive()[0]["tell"] == "error" and client.receive()[0]["chosen"] == first["chosen"]
 
 
 def test_both_worlds_go_on_together(client):

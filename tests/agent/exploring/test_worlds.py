@@ -43,6 +43,23 @@ def test_a_world_without_exact_states_replays(over_the_table):
         assert [moment.id for moment in first.path(branch)] == [0, 1, 2, 5, 6]
 
 
+def test_an_episode_under_another_look():
+    """Catches a look that changes where things are, that is lost when the world is put back, or that is the same."""
+    with closing(RealWorld(EnvConfig(id="nextstate/Lift-v0", split="seen", options={"looks": "wide"}), 64)) as world:
+        assert world.has_looks
+        looks = [Timeline("seen", 5, "lift", scene_look=look) for look in (0, 2)]
+        shown, reals = [], []
+        for timeline in looks:
+            real, timeline.observations[0], picture = world.begin(timeline)
+            timeline.start(real, None)
+            shown.append(picture)
+            reals.append(real.simulated)
+        np.testing.assert_array_equal(*reals)
+        assert np.abs(np.float32(shown[0]) - shown[1]).mean() > 5
+        for timeline, picture in zip(looks, shown, strict=True):
+            np.testing.assert_array_equal(world.picture(timeline, 0), picture)
+
+
 def test_lift_goes_back_exactly():
     """Catches a simulator whose branch differs from the same actions at once, in the middle of closing the jaws."""
     with closing(RealWorld(EnvConfig(id="nextstate/Lift-v0", split="seen"), 64)) as world:
