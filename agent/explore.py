@@ -39,9 +39,11 @@ def from_hydra(raw: Mapping[str, Any]) -> ExploreConfig:
         tasks = OURS if raw["env"].get("name") in OURS else ()
     if checkpoints is None:
         checkpoints = [str(path.parent) for path in sorted(Path(raw["checkpoint"]).parent.glob("*/manifest.json"))]
+    others = [other_env(name, raw) for name in tasks if name != raw["env"].get("name")]
+    opened = [raw["open"]] if isinstance(raw["open"], str) else raw["open"]
     return from_settings(ExploreConfig, {
         **{name: value for name, value in raw.items() if name in known}, "env": env_config(raw), "policy": policy,
-        "tasks": [other_env(name, raw) for name in tasks if name != raw["env"].get("name")], "checkpoints": checkpoints,
+        "tasks": others, "checkpoints": checkpoints, "open": opened,
     })  # fmt: skip
 
 
