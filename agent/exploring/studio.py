@@ -44,7 +44,7 @@ class ExploreConfig:
     speed: float = 0.4
     unsure: float = 0.03
     candidates: int = 8
-    viewers: int = 3
+    viewers: int = 4
     open: tuple[str, ...] = ()
     tasks: tuple[EnvConfig, ...] = ()
     checkpoints: tuple[str, ...] = ()

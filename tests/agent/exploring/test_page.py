@@ -1,5 +1,7 @@
 """The page itself, in a headless Chromium: that keys reach the robot, and that everything is there at any width."""
 
+import json
+
 import pytest
 
 from agent.exploring.controls import Control
@@ -75,9 +77,11 @@ def test_a_future_is_chosen_by_hand(page):
     page.press("m")
     page.wait("document.querySelector('#state').textContent.startsWith('Yours')")
     page.wait("document.querySelectorAll('#candidates button:not(.chosen)').length === 2")
+    page.ask("void (sent = [])")
     page.ask("document.querySelector('#candidates button:not(.chosen)').click()")
-    page.wait("document.querySelectorAll('#branches button').length === 2")
-    page.wait(f"{PLACE} >= 8 && document.querySelector('#state').textContent.startsWith('Yours')")
+    page.wait("sent.some((text) => text.includes('play'))")
+    begun = json.loads(page.ask("sent.find((text) => text.includes('play'))"))["at"]
+    page.wait(f"{PLACE} === {begun + 8} && document.querySelector('#state').textContent.startsWith('Yours')")
     page.ask("document.querySelector('#plan').open = false")
     assert not page.errors
 
@@ -147,7 +151,10 @@ def test_what_is_kept_and_what_is_said(page):
 def test_nothing_leaves_the_page(page, width):
     """Catches a page that has to be pushed sideways on a phone, and buttons that no finger meets."""
     page.size(width, 844)
-    assert page.ask("document.documentElement.scrollWidth") <= width
+    page.ask("document.querySelectorAll('label').forEach((label) => { label.hidden = false; })")
+    page.ask("document.querySelectorAll('select').forEach((each) => { each.append(new Option('long '.repeat(40))); })")
+    wide = f"[...document.querySelectorAll('*')].filter((e) => e.getBoundingClientRect().right > {width})"
+    assert page.ask(wide + ".map((each) => each.id || each.className || each.tagName)") == []
     smallest = "Math.min(...[...document.querySelectorAll('.pad button')].map((b) => b.getBoundingClientRect().height))"
     assert page.ask(smallest) >= 40
     drawn = """(() => {
