@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -285,10 +286,11 @@ class Session:
         parent = timeline[at]
         pending = len(parent.dream.dream.pending)
         looks = [i for i in range(len(actions)) if (pending + i + 1) % studio.dream.look == 0]
-        stepped, dreams = await both(
-            studio.simulate(studio.real.step, timeline, at, actions, looks),
-            studio.think(studio.dream.step, parent.dream, actions),
+        (stepped, real_s), (dreams, dream_s) = await both(
+            timed(studio.simulate(studio.real.step, timeline, at, actions, looks)),
+            timed(studio.think(studio.dream.step, parent.dream, actions)),
         )
+        took = {"real": real_s / len(actions), **({"dream": dream_s / len(looks)} if looks else {})}
         for i, (action, real, dream) in enumerate(zip(actions, stepped.reals, dreams, strict=True)):
             moment = timeline.add(at, action, by, real, dream)
             at = moment.id
@@ -298,7 +300,7 @@ class Session:
             if moment.fresh:
                 seen = await studio.think(studio.mind.read, timeline, at)
             moment = timeline.tell(at, seen, without_pictures(plan) if last and plan is not None else None)
-            await self._show(moment, stepped.picture if last else None)
+            await self._show(moment, stepped.picture if last else None, took if last else None)
 
     # what the page is told
 
@@ -308,8 +310,12 @@ class Session:
     def _main(self, picture: np.ndarray) -> Picture:
         return Picture({"world": "real", "camera": self.studio.spec.cameras[0].name}, picture)
 
-    async def _show(self, moment: Moment, picture: np.ndarray | None) -> None:
-        """Everything about a moment. picture: the simulator's for people, None where it was not drawn."""
+    async def _show(
+        self, moment: Moment, picture: np.ndarray | None, took: Mapping[str, float] | None = None
+    ) -> None:  # fmt: skip
+        """Everything about a moment. picture: the simulator's for people, None where it was not drawn. took: seconds of
+        a control step of the simulator and, where it looked, of a model step of the dream, as means of those that led
+        here together."""
         timeline, spec = self.timeline, self.studio.spec
         info, observation = moment.real.info, timeline.observations.get(moment.id)
         head = {
@@ -317,7 +323,7 @@ class Session:
             "fresh": moment.fresh, "action": None if moment.action is None else moment.action.tolist(),
             "real": {"success": bool(info["success"]), "subtask": str(info["subtask"])},
             "dream": thought(moment.dreamt), "seen": moment.seen and thought(moment.seen),
-            "points": self._points(moment), "drift": {},
+            "points": self._points(moment), "drift": {}, "took": took,
         }  # fmt: skip
         pictures = [] if picture is None else [self._main(picture)]
         if observation is not None:
@@ -371,6 +377,12 @@ class Session:
                                            for row in shown])  # fmt: skip
         head = {"tell": "plan", "at": at, "of": len(plan.scores), "candidates": listed}
         await self._tell({**head, "steps": len(self._considered.actions[0])}, pictures)
+
+
+async def timed(work: Awaitable[Any]) -> tuple[Any, float]:
+    """What it is worth, and the seconds until then."""
+    start = time.perf_counter()
+    return await work, time.perf_counter() - start
 
 
 async def both(first: Awaitable[Any], second: Awaitable[Any]) -> tuple[Any, Any]:

@@ -4,6 +4,7 @@ import { Curves } from "./curves.js";
 import { Gamepad, padName } from "./gamepad.js";
 import { Hands, elsewhere, keyName } from "./hands.js";
 import { Moments } from "./moments.js";
+import { Pace } from "./pace.js";
 import { Futures, View } from "./views.js";
 import { Wire } from "./wire.js";
 
@@ -15,6 +16,7 @@ const YOURS = "Yours: use the keys or the buttons.";
 
 const moments = new Moments(() => redraw());
 const futures = new Futures($("candidates"), $("plan-words"));
+const pace = new Pace($("pace"));
 let hello = null; // what the server told of the robot
 let views = null;
 let curves = null;
@@ -55,6 +57,7 @@ const tellers = {
   },
   moment(head, pictures) {
     const moment = moments.add(head, pictures);
+    pace.told(head);
     if (moment.action) jaws = hello.grippers.map(([index]) => moment.action[index]);
     if (acting && head.real.success && !moments.all.get(head.parent)?.real.success) {
       hand(false);
@@ -263,6 +266,7 @@ function show() {
   views.dream.draw(dreamt, marks ? { dream: looked.points.dream ?? [] } : {},
     (late ? `${late.toFixed(2)} s behind` : "") + (unsure ? " unsure" : ""), unsure);
 
+  pace.drawn(moment, drawn === moment && real[first], looked === moment && dreamt[first]);
   $("scrub").max = path.length - 1;
   $("scrub").value = place;
   const time = (step) => (step / hello.hz).toFixed(1);
@@ -322,7 +326,10 @@ function complain(words) {
 function furnish() {
   views = { real: new View($("real"), hello.cameras), dream: new View($("dream"), hello.cameras) };
   hands = new Hands(hello.controls, $("pad"), () => {
-    if (!hands.idle) hand(false);
+    if (!hands.idle) {
+      if (!wire.busy && !coast && moments.now !== null) pace.press(moments.shown.step); // nothing was under way
+      hand(false);
+    }
     pump();
   }, hello.grippers.length ? toggleJaws : null);
   const { Comma, KeyM, KeyR, Period, Space } = keys;

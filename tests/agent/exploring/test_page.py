@@ -49,6 +49,9 @@ def test_keys_drive_scrub_and_branch(page):
     page.press("d", 0.2)
     page.wait(f"{PLACE} >= 8")
     settled(page)
+    said = page.wait("document.querySelector('#pace').textContent.replaceAll(' ms', '') ")
+    numbers = [int(word.strip(".,;")) for word in said.split() if word.strip(".,;").isdigit()]
+    assert len(numbers) == 4 and 0 < numbers[0] < numbers[1], said
     first = end(page)
     assert page.ask(PLACE) == first
     for _ in range(3):

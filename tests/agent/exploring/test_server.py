@@ -370,10 +370,10 @@ def test_viewers_do_not_meet(server):
         here = one.moments("act", at=0, actions=push(0.5, 2))[-1][0]
         there = other.moments("act", at=0, actions=push(0.0, 8))[-1][0]
         then = one.moments("act", at=2, actions=push(0.5, 6))[-1]
-        with server.client() as alone:
-            with connect(f"ws://{server.host}/socket") as fourth, pytest.raises(ConnectionClosed):
-                fourth.recv(timeout=20)
-            assert fourth.close_code == FULL
+        with server.client() as alone, server.client():
+            with connect(f"ws://{server.host}/socket") as fifth, pytest.raises(ConnectionClosed):
+                fifth.recv(timeout=20)
+            assert fifth.close_code == FULL
             alone.start(seed=1)
             assert here["action"] == alone.moments("act", at=0, actions=push(0.5, 2))[-1][0]["action"]
             same = alone.moments("act", at=2, actions=push(0.5, 6))[-1]
