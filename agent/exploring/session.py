@@ -7,24 +7,19 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from agent.exploring import messages
+from agent.exploring import messages, telling
 from agent.exploring.link import Link
 from agent.exploring.messages import Head, Picture, pack
-from agent.exploring.records import titles
 from agent.exploring.studio import Studio
-from agent.exploring.timeline import Moment, Thought, Timeline, drift_cm
+from agent.exploring.timeline import Moment, Timeline
 from agent.exploring.worlds import FILM_PACE, Decision
 from agent.planning.planner import Plan
-from agent.viz import film as viz
-from envs.data.camera import project
 from envs.sim.splits import refuse_recording
-from envs.types import Observation
 from world_model.imagined_env import Start
 
 Send = Callable[[bytes], Awaitable[None]]
@@ -84,33 +79,7 @@ class Session:
 
     async def greet(self) -> None:
         """What the page has to know of the robot and the model."""
-        studio, spec = self.studio, self.studio.spec
-        await self._tell({
-            "tell": "hello",
-            "session": self.name,
-            "resumed": self.timeline is not None,
-            "env": studio.config.env.label,
-            "checkpoint": studio.origin.checkpoint[:12],
-            "controls": [vars(control) for control in studio.controls],
-            "rest": spec.rest.tolist(),
-            "grippers": [[i, spec.action[i].low, spec.action[i].high] for i in spec.grippers],
-            "cameras": [camera.name for camera in spec.cameras],
-            "hz": spec.control_hz,
-            "look": studio.dream.look,
-            "speed": studio.config.speed,
-            "unsure": studio.config.unsure,
-            "limit": studio.real.env.max_steps,
-            "seed": studio.config.seed,
-            "split": studio.config.env.split,
-            "splits": studio.splits,
-            "known": studio.known,
-            "records": titles(studio.records),
-            "looks": studio.has_looks,
-            "choices": self.choices,
-            "chosen": {"task": studio.config.env.label, "checkpoint": Path(studio.config.checkpoint).name},
-            "policies": list(studio.mind.policies)[::-1],  # the planner first
-            "criterion": studio.real.env.criterion,
-        })  # fmt: skip
+        await self._tell(telling.hello(self.studio, self.name, self.timeline is not None, self.choices))
 
     # commands
 
@@ -136,7 +105,7 @@ class Session:
         moment = timeline.tell(0, await studio.think(studio.mind.read, timeline, 0))
         await self._tell({
             "tell": "started", "seed": seed, "split": split, "instruction": instruction, "scene_look": scene_look,
-            "warning": None if instruction in studio.known else unknown(instruction, studio.known),
+            "warning": None if instruction in studio.known else telling.unknown(instruction, studio.known),
         })  # fmt: skip
         await self._show(moment, picture)
 
@@ -178,7 +147,7 @@ class Session:
         timeline = self._require()
         at = messages.whole(message, "at", 0, len(timeline.moments) - 1)
         picture = await self.studio.simulate(self.studio.real.picture, timeline, at)
-        await self._tell({"tell": "picture", "id": at}, [self._main(picture)])
+        await self._tell({"tell": "picture", "id": at}, [telling.main(self.studio.spec, picture)])
 
     async def _link(self, message: Head) -> None:
         timeline = self._require()
@@ -243,19 +212,10 @@ class Session:
                 if self._stopped:
                     raise Abandoned
                 picture = await studio.simulate(studio.real.picture, timeline, moment.id)
-                await studio.think(film.add, self._frame(moment, picture))
+                await studio.think(film.add, telling.frame(timeline, studio.spec, moment, picture))
                 await self._tell({"tell": "progress", "what": "film", "done": done + 1, "of": len(shown)})
         if not self._stopped:
             await self._tell({"tell": "filmed", "name": name, "folder": studio.config.out, "steps": len(path) - 1})
-
-    def _frame(self, moment: Moment, picture: np.ndarray) -> np.ndarray:
-        """Of a film."""
-        spec = self.studio.spec
-        return viz.draw(viz.Moment(
-            picture, moment.dream.shown[spec.cameras[0].name], self.timeline.instruction,
-            str(moment.real.info["subtask"]), moment.step, moment.step / spec.control_hz,
-            success=bool(moment.real.info["success"]), imagined_label="the dream",
-        ))  # fmt: skip
 
     # what they have in common
 
@@ -307,76 +267,21 @@ class Session:
     async def _tell(self, head: Head, pictures: Sequence[Picture] = ()) -> None:
         await self.send(pack(head, pictures))
 
-    def _main(self, picture: np.ndarray) -> Picture:
-        return Picture({"world": "real", "camera": self.studio.spec.cameras[0].name}, picture)
-
     async def _show(
         self, moment: Moment, picture: np.ndarray | None, took: Mapping[str, float] | None = None
     ) -> None:  # fmt: skip
-        """Everything about a moment. picture: the simulator's for people, None where it was not drawn. took: seconds of
-        a control step of the simulator and, where it looked, of a model step of the dream, as means of those that led
-        here together."""
-        timeline, spec = self.timeline, self.studio.spec
-        info, observation = moment.real.info, timeline.observations.get(moment.id)
-        head = {
-            "tell": "moment", "id": moment.id, "parent": moment.parent, "step": moment.step, "by": moment.by,
-            "fresh": moment.fresh, "action": None if moment.action is None else moment.action.tolist(),
-            "real": {"success": bool(info["success"]), "subtask": str(info["subtask"])},
-            "dream": thought(moment.dreamt), "seen": moment.seen and thought(moment.seen),
-            "points": self._points(moment), "drift": {}, "took": took,
-        }  # fmt: skip
-        pictures = [] if picture is None else [self._main(picture)]
-        if observation is not None:
-            pictures += small("real", {c.name: observation.images[c.name] for c in spec.cameras[1:]})
-        if moment.fresh:
-            if observation is not None:
-                position = spec.positions[0] if spec.positions else None
-                head["drift"] = drift_cm(moment.real, observation.state, moment, position)
-            pictures += small("dream", {c.name: moment.dream.shown[c.name] for c in spec.cameras})
-        await self._tell(head, pictures)
-
-    def _points(self, moment: Moment) -> dict[str, list[list[float]]]:
-        """Where the first camera sees the keypoints, as shares of its width and height: those that there `are`, those
-        that are believed of the simulator's picture (`seen`), and those of the dream (`dream`)."""
-        start: Observation = self.timeline.observations[0]
-        scene, camera = self.timeline[0].real.scene, self.studio.spec.cameras[0]
-        pose = start.poses.get(camera.name)
-        if scene is None or pose is None or not np.isfinite(pose).all():
-            return {}
-        used = np.isfinite(scene.keypoints).all(1)
-        found = {"are": moment.real.scene.keypoints, "dream": moment.dreamt.keypoints}
-        if moment.seen is not None:
-            found["seen"] = moment.seen.keypoints
-        size = np.array([camera.height, camera.width])
-        places = {
-            name: (project(pose, points[used], *size) + 0.5) / size
-            for name, points in found.items() if len(points) == len(used)
-        }  # fmt: skip
-        return {name: place[np.isfinite(place).all(1), ::-1].round(4).tolist() for name, place in places.items()}
+        """Everything about a moment; see `telling.moment`."""
+        await self._tell(*telling.moment(self.timeline, self.studio.spec, moment, picture, took))
 
     async def _show_plan(self, at: int, plan: Plan) -> None:
-        """The best candidates of a decision, best first, and among them the chosen one and the model's own."""
+        """The best candidates of a decision, each of which can then be played."""
         if not plan.imagined:  # the deadline passed before anything was scored
             return
-        best = [int(row) for row in np.argsort(-plan.scores, kind="stable")]
-        always = {plan.chosen, 0}
-        others = [row for row in best if row not in always][: max(self.studio.config.candidates - len(always), 0)]
-        shown = [row for row in best if row in always or row in others]
-
-        films = await self.studio.think(self.studio.mind.films, self.timeline, at, plan, shown)
-        listed = [
-            {"score": round(float(plan.scores[row]), 4), "chosen": row == plan.chosen, "own": row == 0}
-            for row in shown
-        ]  # fmt: skip
-        pictures = [
-            Picture({"candidate": i, "frame": k}, frame, lossless=True)
-            for i, film in enumerate(films) for k, frame in enumerate(film)
-        ]  # fmt: skip
+        rows = telling.best(plan, self.studio.config.candidates)
+        films = await self.studio.think(self.studio.mind.films, self.timeline, at, plan, rows)
         stride = plan.imagined[0].strides[0]  # control steps of each chunk
-        self._considered = Considered(at, [plan.actions[row, :, :stride].reshape(-1, len(self.studio.spec.action))
-                                           for row in shown])  # fmt: skip
-        head = {"tell": "plan", "at": at, "of": len(plan.scores), "candidates": listed}
-        await self._tell({**head, "steps": len(self._considered.actions[0])}, pictures)
+        self._considered = Considered(at, [np.concatenate(plan.actions[row, :, :stride]) for row in rows])
+        await self._tell(*telling.plan(plan, rows, films, at, len(self._considered.actions[0])))
 
 
 async def timed(work: Awaitable[Any]) -> tuple[Any, float]:
@@ -394,27 +299,6 @@ async def both(first: Awaitable[Any], second: Awaitable[Any]) -> tuple[Any, Any]
     return one, other
 
 
-def thought(told: Thought) -> dict[str, Any]:
-    """For the page."""
-    return {
-        "value": told.value, "success": told.success, "held": told.held,
-        **({} if told.uncertainty is None else {"uncertainty": told.uncertainty}),
-    }  # fmt: skip
-
-
-def small(world: str, images: dict[str, np.ndarray]) -> list[Picture]:
-    """Pictures of few pixels, as the robot sees them."""
-    return [Picture({"world": world, "camera": name}, image, lossless=True) for name, image in images.items()]
-
-
 def without_pictures(plan: Plan) -> Plan:
     """What the next search starts from; what was imagined for it takes megabytes."""
     return replace(plan, imagined=())
-
-
-def unknown(instruction: str, known: Sequence[str]) -> str:
-    """The warning for an instruction that the model was never trained on."""
-    return (
-        f"The model was never trained on “{instruction}”; it may do anything. "
-        f"It knows: {', '.join(f'“{each}”' for each in known)}."
-    )
