@@ -256,11 +256,14 @@ class Session:
             at = moment.id
             if i in stepped.observations:
                 timeline.observations[at] = stepped.observations[i]
-            seen, last = None, i == len(actions) - 1
-            if moment.fresh:
-                seen = await studio.think(studio.mind.read, timeline, at)
-            moment = timeline.tell(at, seen, without_pictures(plan) if last and plan is not None else None)
+            last = i == len(actions) - 1
+            moment = timeline.tell(at, plan=without_pictures(plan) if last and plan is not None else None)
             await self._show(moment, stepped.picture if last else None, took if last else None)
+        # What is thought of it comes after the pictures, which a person waits for.
+        for moment in timeline.path(at)[-len(actions) :]:
+            if moment.fresh:
+                moment = timeline.tell(moment.id, await studio.think(studio.mind.read, timeline, moment.id))
+                await self._tell(telling.seen(timeline, studio.spec, moment))
 
     # what the page is told
 

@@ -78,6 +78,11 @@ def moment(
     return head, pictures
 
 
+def seen(timeline: Timeline, spec: Spec, at: Moment) -> Head:
+    """What the model believes of the simulator's picture at a moment that was told before."""
+    return {"tell": "seen", "id": at.id, "seen": thought(at.seen), "points": points(timeline, spec, at)}
+
+
 def main(spec: Spec, picture: np.ndarray) -> Picture:
     """The simulator's for people, from where the first camera is."""
     return Picture({"world": "real", "camera": spec.cameras[0].name}, picture)

@@ -65,6 +65,10 @@ const tellers = {
     }
     redraw();
   },
+  seen(head) {
+    Object.assign(moments.all.get(head.id), { seen: head.seen, points: head.points });
+    redraw();
+  },
   picture(head, pictures) {
     moments.put(moments.all.get(head.id), pictures);
     redraw();

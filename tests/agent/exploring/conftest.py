@@ -85,11 +85,12 @@ class Client:
         return self.until_done(self.tell(do=do, **command))
 
     def moments(self, do: str, **command: Any) -> list[tuple[Head, list[bytes]]]:
-        """Only the moments of it. There must be no complaint."""
+        """Only the moments of it, with what was thought of them later. There must be no complaint."""
         told = self.ask(do, **command)
         complaints = [head["text"] for head, _ in told if head["tell"] == "error"]
         assert not complaints, complaints
-        return [(head, files) for head, files in told if head["tell"] == "moment"]
+        thoughts = {head["id"]: {n: head[n] for n in ("seen", "points")} for head, _ in told if head["tell"] == "seen"}
+        return [({**head, **thoughts.get(head["id"], {})}, files) for head, files in told if head["tell"] == "moment"]
 
     def start(self, **command: Any) -> Head:
         return self.moments("start", **{"seed": 3, "split": "seen", "instruction": "", **command})[-1][0]

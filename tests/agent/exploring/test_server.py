@@ -75,8 +75,9 @@ def test_both_worlds_go_on_together(client):
     assert [head["id"] for head, _ in told] == list(range(1, LOOK)) and not any(head["fresh"] for head, _ in told)
     assert all(not named(*each) for each in told[:-1]), "drawn although nobody looks"
     assert list(named(*told[-1])) == [("real", "main")]
-    ((head, files),) = client.moments("act", at=LOOK - 1, actions=push())
-    assert head["fresh"] and head["step"] == LOOK and head["seen"]["value"] > 0 and head["dream"]["uncertainty"] > 0
+    (head, files), (seen, _) = client.ask("act", at=LOOK - 1, actions=push())
+    assert head["fresh"] and head["step"] == LOOK and head["dream"]["uncertainty"] > 0
+    assert (seen["tell"], seen["id"]) == ("seen", head["id"]) and seen["seen"]["value"] > 0
     assert {"gripper", "objects"} == head["drift"].keys()
     assert set(named(head, files)) == {(w, c) for w in ("real", "dream") for c in ("main", "wrist")}
     assert brightness(named(head, files)["real", "main"]) == LOOK
