@@ -20,7 +20,7 @@ from websockets.sync.client import connect
 from tests.agent.exploring.conftest import Client
 
 PAUSE_S = 0.5  # between two commands of a person
-CONNECTION_S = 240.0  # then he reloads the page
+CONNECTION_S = 60.0  # then he reloads the page
 
 
 def use(host: str, rng: random.Random, until: float) -> int:
@@ -66,7 +66,7 @@ def main(minutes: float, *settings: str) -> None:
         rng, commands, begin = random.Random(0), 0, time.monotonic()
         told = begin
         while (now := time.monotonic()) < begin + 60 * minutes:
-            commands += use(host, rng, min(now + CONNECTION_S / 4, begin + 60 * minutes))
+            commands += use(host, rng, min(now + CONNECTION_S, begin + 60 * minutes))
             if time.monotonic() - told >= 60 or now == begin:
                 told = time.monotonic()
                 minute, used = (told - begin) / 60, resident(server.pid)

@@ -168,6 +168,13 @@ def test_nothing_leaves_the_page(page, width):
     page.ask("document.querySelectorAll('select').forEach((each) => { each.append(new Option('long '.repeat(40))); })")
     wide = f"[...document.querySelectorAll('*')].filter((e) => e.getBoundingClientRect().right > {width})"
     assert page.ask(wide + ".map((each) => each.id || each.className || each.tagName)") == []
+    covered = """(() => {
+      const boxes = [...document.querySelectorAll('header input, header select, header button')]
+        .map((each) => each.getBoundingClientRect());
+      return boxes.some((a, i) => boxes.slice(i + 1).some((b) =>
+        a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom));
+    })()"""
+    assert not page.ask(covered), "one lies over another"
     smallest = "Math.min(...[...document.querySelectorAll('.pad button')].map((b) => b.getBoundingClientRect().height))"
     assert page.ask(smallest) >= 40
     drawn = """(() => {
