@@ -187,6 +187,7 @@ def test_nothing_leaves_the_page(page, width):
 def test_a_button_of_the_page_drives(page):
     """Catches a phone, which has no keys, on which nothing moves."""
     before = end(page)
+    page.ask("document.querySelector('.pad button').scrollIntoView({ block: 'center' })")
     box = page.ask("(({x, y}) => [x, y])(document.querySelector('.pad button').getBoundingClientRect())")
     x, y = box[0] + 10, box[1] + 10
     page.call("Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, button="left", clickCount=1)
