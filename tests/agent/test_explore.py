@@ -38,7 +38,7 @@ def test_the_page_can_change_to_what_ships(tmp_path):
     assert [(env.name, env.id, env.split) for env in config.tasks] == [("lift", "nextstate/Lift-v0", "unseen")]
     assert "checkpoints/nextstate-few" in config.checkpoints
     assert explore.from_hydra(settings("open=data/lift")).open == ("data/lift",)
-    foreign = settings("env=plugin", "env.id=nextstate/Lift-v0", f"checkpoint={tmp_path}")
+    foreign = settings("env=plugin", "env.id=nextstate/Lift-v0", f"checkpoint={tmp_path / 'mine' / 'policy'}")
     assert (explore.from_hydra(foreign).tasks, explore.from_hydra(foreign).checkpoints) == ((), ())
     with pytest.raises(ValueError, match="there is no task '../lift': fold_half, imagined, lift, plugin"):
         explore.from_hydra(settings("tasks=[../lift]"))
