@@ -22,12 +22,12 @@ class FoldExpert:
     privileged = True
     hover: float = 0.06  # metres above the corner
     # Height of the arc in lengths of the cloth's edge; metres beyond the far corner and away from the other one. For
-    # the first and the second carry: the first one drags the second corner along, and at this height it lands within
-    # a centimetre and a half, whatever the size of the cloth. Without `aside` it lies 2 cm further short, beside the
-    # far corner, where it is hard to see; from 0.66 on it flies over, and learners lift too high rather than too low.
-    carry: float = 0.55
-    overshoot: tuple[float, float] = (0.028, 0.020)
-    aside: tuple[float, float] = (0.010, 0.0)
+    # the first and the second carry: the first one drags the second corner along, and pulled aside by this much that
+    # one lands within a centimetre whether the arc is 0.35 or 0.60 high and the hand lets go 3 or 35 mm beyond. Without
+    # `aside` it lies up to 5 cm short, and from 0.7 on it flies over: a learner is to be far from both.
+    carry: float = 0.48
+    overshoot: tuple[float, float] = (0.024, 0.020)
+    aside: tuple[float, float] = (0.025, 0.0)
     approach_speed: float = 0.8  # of the largest action: a camera then sees the approach in more frames
     carry_speed: float = 0.8  # of the largest action; faster, and the cloth swings
 
@@ -78,9 +78,9 @@ class FoldExpert:
 
     def _lay(self, here: np.ndarray, goal: np.ndarray, opening: float, arc: float) -> np.ndarray:
         away, above = np.linalg.norm(goal[:2] - here[:2]), here[2] - goal[2]
-        # The jaws need five steps to open and let go late, so they begin within a centimetre and a half and go on to
-        # the goal: a learner that is a centimetre off else waits beside it for ever.
-        near = 0.015 if opening < 0.01 else 0.025  # once they open, a tremor does not close them again
+        # The jaws need five steps to open and let go late, so they begin within two centimetres and go on to the
+        # goal: a learner that is a centimetre off else waits beside it for ever.
+        near = 0.020 if opening < 0.01 else 0.030  # once they open, a tremor does not close them again
         if away < near and above < 0.010 + near:
             return move(here, [*goal[:2], goal[2] + 0.008], OPEN, gain=1.5, limit=0.4)
         if opening > 0.02:  # wait for the jaws to close
