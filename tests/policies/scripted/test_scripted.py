@@ -39,6 +39,20 @@ def test_a_far_fold_leaves_the_elbow_bent():
         assert world.success() and max(elbow) < -0.7
 
 
+@pytest.mark.parametrize("carry, beyond", [(0.36, 0.005), (0.62, 0.005)])
+def test_a_fold_forgives_a_carry_that_is_a_little_off(carry, beyond):
+    """Catches demonstrations that only fold where they are followed to the centimetre: no learner who sees a cloth
+    with 64 pixels does that. Without the pull aside the second corner of this cloth stays 4 cm short."""
+    with closing(gym.make("nextstate/FoldHalf-v0", split="unseen.size", render_mode=None)) as env:
+        env.reset(seed=80)
+        world, expert = env.unwrapped, FoldExpert(carry=carry, overshoot=(beyond, 0.02))
+        for _ in range(100):
+            world.advance(expert.act(None, None, world.scene())[0][0])
+            if world.success():
+                break
+        assert world.success()
+
+
 def test_a_hand_leans_where_it_reaches_far():
     """Catches fingers that lean towards the robot, which stretches the arm, a jump where leaning begins, and a carry
     that ends out of reach."""
@@ -144,10 +158,10 @@ def over_corner(offset: tuple[float, float, float], opening: float, held: int, s
         ((0.014, 0.0, 0.10), 0.08, -1, 0, OPEN, (0, 0, -1)),  # a centimetre aside is near enough to go down
         ((0.022, 0.0, 0.006), 0.05, -1, 0, CLOSE, (-1, 0, 0)),  # closing, and shaken: do not open again
         ((0.0, 0.0, 0.006), 0.05, 0, 1, CLOSE, (0, 0, 0)),  # held, the jaws on their way: wait
-        ((0.10, 0.0, 0.135), 0.01, 0, 1, CLOSE, (+1, 0, 0)),  # held: carry to the far corner
-        ((0.268, 0.01, 0.010), 0.005, 0, 1, OPEN, (0, 0, 0)),  # beyond it and low: let go
-        ((0.288, 0.01, 0.015), 0.025, 0, 1, OPEN, (-1, 0, 0)),  # letting go, and shaken: do not close again
-        ((0.256, 0.01, 0.020), 0.005, 0, 1, OPEN, (+1, 0, -1)),  # a centimetre before that: let go on the way
+        ((0.10, 0.0, 0.123), 0.01, 0, 1, CLOSE, (+1, 0, 0)),  # held: carry to the far corner
+        ((0.264, 0.025, 0.010), 0.005, 0, 1, OPEN, (0, 0, 0)),  # beyond it and low: let go
+        ((0.284, 0.025, 0.015), 0.025, 0, 1, OPEN, (-1, 0, 0)),  # letting go, and shaken: do not close again
+        ((0.248, 0.025, 0.020), 0.005, 0, 1, OPEN, (+1, 0, -1)),  # two centimetres before that: let go on the way
         ((0.10, 0.0, 0.12), 0.025, 0, 1, CLOSE, (0, 0, 0)),  # jaws that slip in mid-air: close before going on
         ((0.1, -0.1, 0.01), 0.08, -1, 4, OPEN, (0, 0, +1)),  # all done: rise first
         ((0.24, 0.0, 0.064), 0.08, -1, 4, OPEN, (-1, -1, 0)),  # and on to the right corner, out of the camera's way
@@ -167,7 +181,7 @@ def test_the_arc_grows_with_the_cloth(size):
     """Catches a carry that leaves the second corner of a large cloth short, and throws that of a small one over."""
     half = size / 2
     corners = np.array([[x, y, 0.804] for x in (-half, half) for y in (half, -half)], np.float32)
-    for share, direction in ((0.5, +1), (0.8, -1)):
+    for share, direction in ((0.4, +1), (0.7, -1)):
         gripper = np.array([-0.2 * half, half, 0.804 + share * size], np.float32)
         observation, scene = looking_at(Scene(corners, 0, 1, 0.01, gripper))
         action = FoldExpert().act(observation, None, scene)[0][0]
