@@ -93,10 +93,12 @@ def application(studios: Studios, door: Door) -> Starlette:
             await websocket.close(REFUSED, refused)
             return
         session = sessions.get(websocket.query_params.get("session", ""))
-        studio = None if session else await chosen(websocket, studios)
+        studio = None
+        if session is None and len(connected) < viewers:  # nothing is built for whoever is turned away
+            studio = await chosen(websocket, studios)
         if session is None:
             away = [name for name in sessions if name not in connected]
-            if len(connected) >= viewers:
+            if studio is None or len(connected) >= viewers:
                 await websocket.close(FULL, f"{len(connected)} people explore here already: close another tab")
                 return
             if len(sessions) >= viewers:

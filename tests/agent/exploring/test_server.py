@@ -364,7 +364,7 @@ def test_a_time_line_has_an_end(client, monkeypatch):
 
 
 def test_viewers_do_not_meet(server):
-    """Catches two tabs that drive one another's robot."""
+    """Catches two tabs that drive one another's robot, and a world that is built for whoever is turned away."""
     with server.client() as one, server.client() as other:
         one.start(seed=1)
         other.start(seed=2)
@@ -372,7 +372,7 @@ def test_viewers_do_not_meet(server):
         there = other.moments("act", at=0, actions=push(0.0, 8))[-1][0]
         then = one.moments("act", at=2, actions=push(0.5, 6))[-1]
         with server.client() as alone, server.client():
-            with connect(f"ws://{server.host}/socket") as fifth, pytest.raises(ConnectionClosed):
+            with connect(f"ws://{server.host}/socket?task=none") as fifth, pytest.raises(ConnectionClosed):
                 fifth.recv(timeout=20)
             assert fifth.close_code == FULL
             alone.start(seed=1)
