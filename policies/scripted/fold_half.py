@@ -21,6 +21,10 @@ class FoldExpert:
     execute: int = 1
     privileged = True
     hover: float = 0.06  # metres above the corner
+    # Metres from a corner, away from the cloth, where it is grasped. A hand that is inside of it by half of what lies
+    # between two vertices takes the one beside it, and the fold is askew; one that is as far outside still takes the
+    # corner, and one that is farther takes nothing and can try again.
+    outside: float = 0.005
     # Height of the arc in lengths of the cloth's edge; metres beyond the far corner and away from the other one. For
     # the first and the second carry: the first one drags the second corner along, and pulled aside by this much that
     # one lands within a centimetre whether the arc is 0.35 or 0.60 high and the hand lets go 3 or 35 mm beyond. Without
@@ -56,7 +60,9 @@ class FoldExpert:
             # hides the cloth: whoever learns from it cannot tell whether it is done, and waits there for ever.
             return self._go_over(here, corners[1], scene.opening, self.hover), corners[1]
         corner = corners[scene.stage // 2]
-        return self._grasp(here, corner, scene.opening), corner
+        away = (corner - corners.mean(axis=0)) * [1, 1, 0]
+        aim = corner + self.outside * away / max(np.linalg.norm(away), 1e-6)
+        return self._grasp(here, aim, scene.opening), aim
 
     def _grasp(self, here: np.ndarray, corner: np.ndarray, opening: float) -> np.ndarray:
         aside, above = np.linalg.norm(corner[:2] - here[:2]), here[2] - corner[2]

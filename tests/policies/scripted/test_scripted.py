@@ -53,6 +53,25 @@ def test_a_fold_forgives_a_carry_that_is_a_little_off(carry, beyond):
         assert world.success()
 
 
+@pytest.mark.parametrize("error", (0.02, -0.02))
+def test_a_grasp_forgives_a_hand_that_is_a_little_off(error):
+    """Catches an aim at the corner itself: two centimetres towards the cloth then take the vertex beside it, which was
+    most of what failed in colours never seen."""
+
+    class Misled(FoldExpert):
+        def _grasp(self, here, corner, opening):
+            return super()._grasp(here, corner + [error, 0, 0], opening)
+
+    with closing(gym.make("nextstate/FoldHalf-v0", split="train", render_mode=None)) as env:
+        env.reset(seed=100)
+        world, expert = env.unwrapped, Misled()
+        for _ in range(110):
+            world.advance(expert.act(None, None, world.scene())[0][0])
+            if world.success():
+                break
+        assert world.success()
+
+
 def test_a_hand_leans_where_it_reaches_far():
     """Catches fingers that lean towards the robot, which stretches the arm, a jump where leaning begins, and a carry
     that ends out of reach."""
@@ -156,7 +175,7 @@ def over_corner(offset: tuple[float, float, float], opening: float, held: int, s
         ((0.03, 0.0, 0.12), 0.08, -1, 0, OPEN, (-1, 0, -1)),  # down a funnel: nearer and lower at once
         ((0.0, 0.0, 0.006), 0.08, -1, 0, CLOSE, (0, 0, 0)),  # there: close
         ((0.014, 0.0, 0.10), 0.08, -1, 0, OPEN, (0, 0, -1)),  # a centimetre aside is near enough to go down
-        ((0.022, 0.0, 0.006), 0.05, -1, 0, CLOSE, (-1, 0, 0)),  # closing, and shaken: do not open again
+        ((0.018, 0.0, 0.006), 0.05, -1, 0, CLOSE, (-1, 0, 0)),  # closing, and shaken: do not open again
         ((0.0, 0.0, 0.006), 0.05, 0, 1, CLOSE, (0, 0, 0)),  # held, the jaws on their way: wait
         ((0.10, 0.0, 0.123), 0.01, 0, 1, CLOSE, (+1, 0, 0)),  # held: carry to the far corner
         ((0.264, 0.025, 0.010), 0.005, 0, 1, OPEN, (0, 0, 0)),  # beyond it and low: let go
