@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.types import Observation, Spec
+from envs.types import Observation, Scene, Spec
 from policies.base import SinglePolicy, ask_one
 
 
@@ -25,11 +25,14 @@ class _Disturbance:
     takeover_left: int = 0
     slip: np.ndarray | None = None  # what the grippers do while a slip lasts, one each
     slip_left: int = 0
+    error: np.ndarray | None = None  # (n, 3) metres, how far beside its place each keypoint is taken to be
+    stage: int = -1  # of the scene in which `error` was drawn
 
 
 @dataclass(frozen=True)
 class Perturbed:
-    """An expert whose hand is disturbed: correlated noise, takeovers, slips, and episodes that fail.
+    """An expert whose hand is disturbed: correlated noise, takeovers, slips, and episodes that fail. Its eye can be,
+    too: it then grasps beside, lays beside, and has to mend that, as whoever learns from it will.
 
     Recoveries come by themselves, because the expert goes on from wherever it was led. Record its clean action
     beside the executed one (`rollout(..., expert=...)`): the clean one is the label, the executed one the cause.
@@ -46,6 +49,9 @@ class Perturbed:
     # Chance a step that the jaws do the opposite of what they should for 3 to 12 steps. They let go of what they hold,
     # and they close on nothing, which a learner will do too and must know for what it is.
     slip: float = 0.005
+    # Metres, standard deviation along x and y of where each keypoint is taken to be, drawn anew with each subtask and
+    # about every 30 steps: an error that stays would never be mended.
+    misjudged: float = 0.0
     failures: float = 0.10  # share of episodes with four times the disturbances
     floor: float = -math.inf  # metres: below it, at state dimension 2, a takeover leads up
     execute: int = 1
@@ -64,6 +70,8 @@ class Perturbed:
         rng, often, spec = state.rng, 4.0 if state.hopeless else 1.0, self.spec
         half, middle = (spec.action_high - spec.action_low) / 2, (spec.action_high + spec.action_low) / 2
         count, jaws = len(state.noise), list(spec.grippers)
+        if self.misjudged:
+            state, scene = self._misjudge(state, scene)
         clean, expert = ask_one(self.expert, observation, state.expert, scene)
         action = clean[0].copy()
         spread = state.scale * np.sqrt(1 - self.correlation**2)
@@ -89,3 +97,12 @@ class Perturbed:
             slip_left=max(slip_left - 1, 0),
         )  # fmt: skip
         return action[None], after
+
+    def _misjudge(self, state: _Disturbance, scene: Scene) -> tuple[_Disturbance, Scene]:
+        """The scene as it is taken to be. ValueError where nobody says what is there."""
+        if scene is None:
+            raise ValueError("perturb.misjudged: this environment does not say where things are (info['scene'])")
+        if state.error is None or scene.stage != state.stage or state.rng.random() < 1 / 30:
+            error = state.rng.normal(0, self.misjudged, scene.keypoints.shape) * [1, 1, 0]
+            state = replace(state, error=error, stage=scene.stage)
+        return state, replace(scene, keypoints=(scene.keypoints + state.error).astype(np.float32))

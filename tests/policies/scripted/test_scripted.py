@@ -276,3 +276,34 @@ def test_a_disturbed_expert_keeps_its_state():
         action, state = policy.act(observation, state, scene)
         said.append(float(action[0, 0]))
     np.testing.assert_allclose(said, [0, 0.01, 0.02], atol=1e-6)
+
+
+class Pointing:
+    """An expert whose action says how far from the near left corner it takes that to be."""
+
+    execute, privileged = 1, True
+
+    def init(self, instruction, seed=0):
+        return None
+
+    def act(self, observation, state, scene):
+        action = np.zeros((1, 7), np.float32)
+        action[0, :3] = 10 * (scene.keypoints[0] - [-0.12, 0.12, 0.804])
+        return action, state
+
+
+def test_a_misjudging_expert_is_wrong_for_a_while():
+    """Catches demonstrations in which nothing is ever grasped beside its corner, and an error that stays for ever."""
+    quiet = {"noise": (0.0, 0.0), "takeover": 0.0, "slip": 0.0, "failures": 0.0}
+    policy = Perturbed(Pointing(), SPEC, **quiet, misjudged=0.01)
+    state, errors = policy.init("", 1), []
+    for step in range(400):
+        observation, scene = over_corner((0, 0, 0.1), 0.08, -1, 0 if step < 10 else 2)
+        action, state = policy.act(observation, state, scene)
+        errors.append(action[0, :3] / 10)
+    errors = np.array(errors)
+    changed = np.flatnonzero(np.abs(np.diff(errors, axis=0)).max(1)) + 1
+    assert 10 in changed and 5 < len(changed) < 25
+    assert 0.005 < errors[changed, :2].std() < 0.015 and np.abs(errors[:, 2]).max() < 1e-6
+    with pytest.raises(ValueError, match="does not say where things are"):
+        policy.act(observation, state, None)
