@@ -13,29 +13,37 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --con
 export MUJOCO_GL ?= egl
 export LP_NUM_THREADS ?= 1
 
-# What `make train` makes. Fewer episodes and steps are quicker and fold less often.
+# What `make train` makes, in wide looks. Fewer episodes and steps are quicker and fold less often.
 RUN ?= outputs/make_train
-FOLD_EPISODES ?= 400
-LIFT_EPISODES ?= 200
+WIDE := env.options.looks=wide
+FOLD_EPISODES ?= 200
+LIFT_EPISODES ?= 100
+LOOKS ?= 1
 MODEL ?= S
-PLAY_EPISODES ?= 40
-BRANCH_SEEDS ?= 20
-OWN_EPISODES ?= 90
-UNSURE_SEEDS ?= 10
-LOST_FOLDS ?= 40
-LOST_LIFTS ?= 20
-JUDGED_EPISODES ?= 40
-TOKENIZER_STEPS ?= 24000
-TRAIN_STEPS ?= 7500
-AGAIN_STEPS ?= 2500
+MISJUDGED_EPISODES ?= 60
+FAILED_EPISODES ?= 20
+PLAY_EPISODES ?= 20
+BRANCH_SEEDS ?= 8
+OWN_EPISODES ?= 60
+LOST_EPISODES ?= 20
+JUDGED_EPISODES ?= 30
+TOKENIZER_STEPS ?= 15000
+TRAIN_STEPS ?= 5000
+AGAIN_STEPS ?= 3000
 # Nothing else runs meanwhile, so all cores train; beside other work one thread is faster than two.
 THREADS ?= $(shell nproc)
 EVAL_EPISODES ?= 50
-DATA := $(RUN)/data/fold,$(RUN)/data/lift,$(RUN)/data/fold_play,$(RUN)/data/lift_play,$(RUN)/data/fold_branch,$(RUN)/data/lift_branch
-JUDGED := $(RUN)/judged/fold_disturbed,$(RUN)/judged/lift_disturbed,$(RUN)/judged/fold_own,$(RUN)/judged/lift_own,$(RUN)/judged/fold_lost,$(RUN)/judged/lift_lost
-AGAIN_DATA := $(RUN)/data/own,$(RUN)/data/unsure,$(RUN)/data/fold_lost,$(RUN)/data/lift_lost
-TRAIN := coefs=[4,4,4,2,2,2] model=$(MODEL) augment=tabletop threads=$(THREADS)
-EVALUATE := policy=planner split=seen seed=1000 episodes=$(EVAL_EPISODES) checkpoint=$(RUN)/model/checkpoint
+EMPTY :=
+SPACE := $(EMPTY) $(EMPTY)
+COMMA := ,
+folders = [$(subst $(SPACE),$(COMMA),$(strip $(foreach task,fold_half lift,$(patsubst %,$(1)/$(task)%,$(2)))))]
+TAUGHT := $(call folders,$(RUN)/data,_shown _shown_looks _misjudged _play _branch)
+TAUGHT_AGAIN := $(call folders,$(RUN)/data,_shown _shown_looks _misjudged _play _branch _own _lost)
+JUDGED := $(call folders,$(RUN)/judged,_disturbed _own _lost)
+AUGMENT := augment=tabletop augment.hue=2.0 augment.scale=0.12
+TRAIN := 'unlabelled=[$(RUN)/data/fold_half_failed]' $(AUGMENT) model=$(MODEL) coefs=[4,4,4,2,2,2] 'strides=[1,2,4,8]' \
+	view_share=0.05 swap_share=0.05 model.weights.imageless=0.6 model.weights.belief=3 held_out=20 threads=$(THREADS)
+EVALUATE := policy=planner seed=1000 episodes=$(EVAL_EPISODES) checkpoint=$(RUN)/model/checkpoint
 
 # What `make few` and `make few-lift` make. They read frames with the tokenizer of the checkpoint that ships.
 FEW ?= outputs/make_few
@@ -76,33 +84,41 @@ lint: $(INSTALLED) ## check the style
 	$(BIN)/ruff check .
 
 train: $(INSTALLED) ## collect, train and evaluate from nothing; run it again to go on where it stopped
-	$(BIN)/python -m agent.collect env=fold_half episodes=$(FOLD_EPISODES) out=$(RUN)/data/fold
-	$(BIN)/python -m agent.collect env=lift episodes=$(LIFT_EPISODES) out=$(RUN)/data/lift
-	@# what actions do, beside what is good: purposes of its own, and several futures of one state
-	$(BIN)/python -m agent.collect env=fold_half policy=play seed=200000 episodes=$(PLAY_EPISODES) out=$(RUN)/data/fold_play
-	$(BIN)/python -m agent.collect env=lift policy=play seed=200000 episodes=$(PLAY_EPISODES) out=$(RUN)/data/lift_play
-	$(BIN)/python -m agent.collect env=fold_half policy=branch seed=300000 episodes=$(BRANCH_SEEDS) out=$(RUN)/data/fold_branch
-	$(BIN)/python -m agent.collect env=lift policy=branch seed=300000 episodes=$(BRANCH_SEEDS) out=$(RUN)/data/lift_branch
-	$(BIN)/python -m world_model.train_tokenizer 'data=[$(DATA)]' augment=tabletop steps=$(TOKENIZER_STEPS) threads=$(THREADS) out=$(RUN)/tokenizer
-	$(BIN)/python -m world_model.train 'data=[$(DATA)]' $(TRAIN) tokenizer=$(RUN)/tokenizer steps=$(TRAIN_STEPS) out=$(RUN)/first
+	$(BIN)/python -m agent.collect env=fold_half $(WIDE) states=drawn perturb.failures=0 episodes=$(FOLD_EPISODES) out=$(RUN)/data/fold_half_shown
+	$(BIN)/python -m agent.collect env=lift $(WIDE) states=drawn episodes=$(LIFT_EPISODES) out=$(RUN)/data/lift_shown
+	@# the same scenes in other textures, colours and light, from other places
+	$(BIN)/python -m agent.rerender data=$(RUN)/data/fold_half_shown looks=$(LOOKS) 'views=[top]' '+options.looks=wide' out=$(RUN)/data/fold_half_shown_looks
+	$(BIN)/python -m agent.rerender data=$(RUN)/data/lift_shown looks=$(LOOKS) 'views=[top]' '+options.looks=wide' out=$(RUN)/data/lift_shown_looks
+	@# grasped and laid beside, as learners do, and mended
+	$(BIN)/python -m agent.collect env=fold_half $(WIDE) perturb.misjudged=0.014 perturb.failures=0 seed=50000 episodes=$(MISJUDGED_EPISODES) out=$(RUN)/data/fold_half_misjudged
+	$(BIN)/python -m agent.collect env=lift $(WIDE) perturb.misjudged=0.01 perturb.failures=0 seed=50000 episodes=$(MISJUDGED_EPISODES) out=$(RUN)/data/lift_misjudged
+	@# what actions do, beside what is good: purposes of its own, and several futures of one state; and what fails
+	$(BIN)/python -m agent.collect env=fold_half $(WIDE) policy=play seed=200000 episodes=$(PLAY_EPISODES) out=$(RUN)/data/fold_half_play
+	$(BIN)/python -m agent.collect env=lift $(WIDE) policy=play seed=200000 episodes=$(PLAY_EPISODES) out=$(RUN)/data/lift_play
+	$(BIN)/python -m agent.collect env=fold_half $(WIDE) policy=branch seed=300000 episodes=$(BRANCH_SEEDS) out=$(RUN)/data/fold_half_branch
+	$(BIN)/python -m agent.collect env=lift $(WIDE) policy=branch seed=300000 episodes=$(BRANCH_SEEDS) out=$(RUN)/data/lift_branch
+	$(BIN)/python -m agent.collect env=fold_half $(WIDE) perturb.failures=1 seed=150000 episodes=$(FAILED_EPISODES) out=$(RUN)/data/fold_half_failed
+	$(BIN)/python -m world_model.train_tokenizer 'data=$(TAUGHT)' $(AUGMENT) steps=$(TOKENIZER_STEPS) threads=$(THREADS) out=$(RUN)/tokenizer
+	$(BIN)/python -m world_model.train 'data=$(TAUGHT)' $(TRAIN) tokenizer=$(RUN)/tokenizer steps=$(TRAIN_STEPS) out=$(RUN)/first
 	@# DAgger: the expert's advice about what the model itself gets into
-	$(BIN)/python -m agent.collect env=fold_half policy=model checkpoint=$(RUN)/first/checkpoint seed=100000 episodes=$(OWN_EPISODES) out=$(RUN)/data/own
-	@# and more futures of the states where it is unsure what follows
-	$(BIN)/python -m agent.collect env=fold_half policy=branch policy.branch.unsure=true checkpoint=$(RUN)/first/checkpoint seed=310000 episodes=$(UNSURE_SEEDS) out=$(RUN)/data/unsure
+	$(BIN)/python -m agent.collect env=fold_half $(WIDE) policy=model checkpoint=$(RUN)/first/checkpoint seed=100000 episodes=$(OWN_EPISODES) out=$(RUN)/data/fold_half_own
+	$(BIN)/python -m agent.collect env=lift $(WIDE) policy=model checkpoint=$(RUN)/first/checkpoint seed=100000 episodes=$(OWN_EPISODES) out=$(RUN)/data/lift_own
 	@# and where it gets lost after play: what its failures look like, and the ways back
-	$(BIN)/python -m agent.collect env=fold_half policy=play policy.then=model checkpoint=$(RUN)/first/checkpoint seed=400000 episodes=$(LOST_FOLDS) out=$(RUN)/data/fold_lost
-	$(BIN)/python -m agent.collect env=lift policy=play policy.then=model checkpoint=$(RUN)/first/checkpoint seed=400000 episodes=$(LOST_LIFTS) out=$(RUN)/data/lift_lost
-	$(BIN)/python -m world_model.train 'data=[$(DATA),$(AGAIN_DATA)]' $(TRAIN) start=$(RUN)/first/checkpoint muon_rate=0.012 learning_rate=1.2e-3 steps=$(AGAIN_STEPS) out=$(RUN)/trained
+	$(BIN)/python -m agent.collect env=fold_half $(WIDE) policy=play policy.then=model checkpoint=$(RUN)/first/checkpoint seed=400000 episodes=$(LOST_EPISODES) out=$(RUN)/data/fold_half_lost
+	$(BIN)/python -m agent.collect env=lift $(WIDE) policy=play policy.then=model checkpoint=$(RUN)/first/checkpoint seed=400000 episodes=$(LOST_EPISODES) out=$(RUN)/data/lift_lost
+	$(BIN)/python -m world_model.train 'data=$(TAUGHT_AGAIN)' $(TRAIN) start=$(RUN)/first/checkpoint muon_rate=0.012 learning_rate=1.2e-3 steps=$(AGAIN_STEPS) out=$(RUN)/trained
 	@# what states are worth to the finished model, from episodes that it never learnt from
-	$(BIN)/python -m agent.collect env=fold_half seed=500000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/fold_disturbed
-	$(BIN)/python -m agent.collect env=lift seed=500000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/lift_disturbed
-	$(BIN)/python -m agent.collect env=fold_half policy=model checkpoint=$(RUN)/trained/checkpoint seed=510000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/fold_own
-	$(BIN)/python -m agent.collect env=lift policy=model checkpoint=$(RUN)/trained/checkpoint seed=510000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/lift_own
-	$(BIN)/python -m agent.collect env=fold_half policy=play policy.then=model checkpoint=$(RUN)/trained/checkpoint seed=520000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/fold_lost
-	$(BIN)/python -m agent.collect env=lift policy=play policy.then=model checkpoint=$(RUN)/trained/checkpoint seed=520000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/lift_lost
-	$(BIN)/python -m world_model.fit_value 'data=[$(JUDGED)]' start=$(RUN)/trained/checkpoint threads=$(THREADS) out=$(RUN)/model/checkpoint
-	$(BIN)/python -m agent.evaluate env=fold_half $(EVALUATE) out=$(RUN)/evaluate/fold
-	$(BIN)/python -m agent.evaluate env=lift $(EVALUATE) out=$(RUN)/evaluate/lift
+	$(BIN)/python -m agent.collect env=fold_half $(WIDE) seed=500000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/fold_half_disturbed
+	$(BIN)/python -m agent.collect env=lift $(WIDE) seed=500000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/lift_disturbed
+	$(BIN)/python -m agent.collect env=fold_half $(WIDE) policy=model checkpoint=$(RUN)/trained/checkpoint seed=510000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/fold_half_own
+	$(BIN)/python -m agent.collect env=lift $(WIDE) policy=model checkpoint=$(RUN)/trained/checkpoint seed=510000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/lift_own
+	$(BIN)/python -m agent.collect env=fold_half $(WIDE) policy=play policy.then=model checkpoint=$(RUN)/trained/checkpoint seed=520000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/fold_half_lost
+	$(BIN)/python -m agent.collect env=lift $(WIDE) policy=play policy.then=model checkpoint=$(RUN)/trained/checkpoint seed=520000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/lift_lost
+	$(BIN)/python -m world_model.fit_value 'data=$(JUDGED)' start=$(RUN)/trained/checkpoint threads=$(THREADS) out=$(RUN)/model/checkpoint
+	$(BIN)/python -m agent.evaluate env=fold_half $(WIDE) $(EVALUATE) split=seen out=$(RUN)/evaluate/fold_half_seen
+	$(BIN)/python -m agent.evaluate env=fold_half $(WIDE) $(EVALUATE) split=unseen out=$(RUN)/evaluate/fold_half_unseen
+	$(BIN)/python -m agent.evaluate env=lift $(WIDE) $(EVALUATE) split=seen out=$(RUN)/evaluate/lift_seen
+	$(BIN)/python -m agent.evaluate env=lift $(WIDE) $(EVALUATE) split=unseen out=$(RUN)/evaluate/lift_unseen
 
 few: $(INSTALLED) ## what planning adds where demonstrations are few; run it again to go on where it stopped
 	$(BIN)/python -m agent.collect env=fold_half episodes=$(FEW_DEMONSTRATIONS) out=$(FEW)/data/fold
