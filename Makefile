@@ -13,9 +13,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --con
 export MUJOCO_GL ?= egl
 export LP_NUM_THREADS ?= 1
 
-# What `make train` makes, in wide looks. Fewer episodes and steps are quicker and fold less often.
+# What `make train` makes. Fewer episodes and steps are quicker and fold less often.
 RUN ?= outputs/make_train
-WIDE := env.options.looks=wide
 FOLD_EPISODES ?= 200
 LIFT_EPISODES ?= 100
 LOOKS ?= 1
@@ -45,8 +44,10 @@ TRAIN := 'unlabelled=[$(RUN)/data/fold_half_failed]' $(AUGMENT) model=$(MODEL) c
 	view_share=0.05 swap_share=0.05 model.weights.imageless=0.6 model.weights.belief=3 held_out=20 threads=$(THREADS)
 EVALUATE := policy=planner seed=1000 episodes=$(EVAL_EPISODES) checkpoint=$(RUN)/model/checkpoint
 
-# What `make few` and `make few-lift` make. They read frames with the tokenizer of the checkpoint that ships.
+# What `make few` and `make few-lift` make, in plain looks: 50 demonstrations are too few to show many of them.
+# Their frames are read with the tokenizer of the checkpoints like theirs that ship.
 FEW ?= outputs/make_few
+PLAIN := env.options.looks=plain
 FEW_DEMONSTRATIONS ?= 50
 FEW_PLAY_EPISODES ?= 40
 FEW_BRANCH_SEEDS ?= 20
@@ -59,8 +60,8 @@ FEW_FOLD := 'data=[$(FEW)/data/fold]' 'unlabelled=[$(FEW)/data/play,$(FEW)/data/
 FEW_LIFT := 'data=[$(FEW)/data/lift]' 'unlabelled=[$(FEW)/data/lift_play,$(FEW)/data/lift_branch]' $(FEW_TRAIN)
 FEW_AGAIN := muon_rate=0.012 learning_rate=1.2e-3 steps=$(FEW_AGAIN_STEPS)
 # An attempt either succeeds within 140 control steps, or is lost by then.
-FEW_TRY := env=fold_half +env.max_steps=140 policy.execute=8 episodes=$(FEW_ATTEMPTS)
-FEW_EVALUATE := policy.execute=8 split=seen seed=7000 episodes=$(FEW_EVAL_EPISODES)
+FEW_TRY := env=fold_half $(PLAIN) +env.max_steps=140 policy.execute=8 episodes=$(FEW_ATTEMPTS)
+FEW_EVALUATE := $(PLAIN) policy.execute=8 split=seen seed=7000 episodes=$(FEW_EVAL_EPISODES)
 FEW_EVALUATE_FOLD := env=fold_half $(FEW_EVALUATE) checkpoint=$(FEW)/model/checkpoint
 FEW_EVALUATE_LIFT := env=lift $(FEW_EVALUATE) checkpoint=$(FEW)/lift/checkpoint
 PLANNER_LOW_DATA := policy=planner_low_data
@@ -84,48 +85,48 @@ lint: $(INSTALLED) ## check the style
 	$(BIN)/ruff check .
 
 train: $(INSTALLED) ## collect, train and evaluate from nothing; run it again to go on where it stopped
-	$(BIN)/python -m agent.collect env=fold_half $(WIDE) states=drawn perturb.failures=0 episodes=$(FOLD_EPISODES) out=$(RUN)/data/fold_half_shown
-	$(BIN)/python -m agent.collect env=lift $(WIDE) states=drawn episodes=$(LIFT_EPISODES) out=$(RUN)/data/lift_shown
+	$(BIN)/python -m agent.collect env=fold_half states=drawn perturb.failures=0 episodes=$(FOLD_EPISODES) out=$(RUN)/data/fold_half_shown
+	$(BIN)/python -m agent.collect env=lift states=drawn episodes=$(LIFT_EPISODES) out=$(RUN)/data/lift_shown
 	@# the same scenes in other textures, colours and light, from other places
-	$(BIN)/python -m agent.rerender data=$(RUN)/data/fold_half_shown looks=$(LOOKS) 'views=[top]' '+options.looks=wide' out=$(RUN)/data/fold_half_shown_looks
-	$(BIN)/python -m agent.rerender data=$(RUN)/data/lift_shown looks=$(LOOKS) 'views=[top]' '+options.looks=wide' out=$(RUN)/data/lift_shown_looks
+	$(BIN)/python -m agent.rerender data=$(RUN)/data/fold_half_shown looks=$(LOOKS) 'views=[top]' out=$(RUN)/data/fold_half_shown_looks
+	$(BIN)/python -m agent.rerender data=$(RUN)/data/lift_shown looks=$(LOOKS) 'views=[top]' out=$(RUN)/data/lift_shown_looks
 	@# grasped and laid beside, as learners do, and mended
-	$(BIN)/python -m agent.collect env=fold_half $(WIDE) perturb.misjudged=0.014 perturb.failures=0 seed=50000 episodes=$(MISJUDGED_EPISODES) out=$(RUN)/data/fold_half_misjudged
-	$(BIN)/python -m agent.collect env=lift $(WIDE) perturb.misjudged=0.01 perturb.failures=0 seed=50000 episodes=$(MISJUDGED_EPISODES) out=$(RUN)/data/lift_misjudged
+	$(BIN)/python -m agent.collect env=fold_half perturb.misjudged=0.014 perturb.failures=0 seed=50000 episodes=$(MISJUDGED_EPISODES) out=$(RUN)/data/fold_half_misjudged
+	$(BIN)/python -m agent.collect env=lift perturb.misjudged=0.01 perturb.failures=0 seed=50000 episodes=$(MISJUDGED_EPISODES) out=$(RUN)/data/lift_misjudged
 	@# what actions do, beside what is good: purposes of its own, and several futures of one state; and what fails
-	$(BIN)/python -m agent.collect env=fold_half $(WIDE) policy=play seed=200000 episodes=$(PLAY_EPISODES) out=$(RUN)/data/fold_half_play
-	$(BIN)/python -m agent.collect env=lift $(WIDE) policy=play seed=200000 episodes=$(PLAY_EPISODES) out=$(RUN)/data/lift_play
-	$(BIN)/python -m agent.collect env=fold_half $(WIDE) policy=branch seed=300000 episodes=$(BRANCH_SEEDS) out=$(RUN)/data/fold_half_branch
-	$(BIN)/python -m agent.collect env=lift $(WIDE) policy=branch seed=300000 episodes=$(BRANCH_SEEDS) out=$(RUN)/data/lift_branch
-	$(BIN)/python -m agent.collect env=fold_half $(WIDE) perturb.failures=1 seed=150000 episodes=$(FAILED_EPISODES) out=$(RUN)/data/fold_half_failed
+	$(BIN)/python -m agent.collect env=fold_half policy=play seed=200000 episodes=$(PLAY_EPISODES) out=$(RUN)/data/fold_half_play
+	$(BIN)/python -m agent.collect env=lift policy=play seed=200000 episodes=$(PLAY_EPISODES) out=$(RUN)/data/lift_play
+	$(BIN)/python -m agent.collect env=fold_half policy=branch seed=300000 episodes=$(BRANCH_SEEDS) out=$(RUN)/data/fold_half_branch
+	$(BIN)/python -m agent.collect env=lift policy=branch seed=300000 episodes=$(BRANCH_SEEDS) out=$(RUN)/data/lift_branch
+	$(BIN)/python -m agent.collect env=fold_half perturb.failures=1 seed=150000 episodes=$(FAILED_EPISODES) out=$(RUN)/data/fold_half_failed
 	$(BIN)/python -m world_model.train_tokenizer 'data=$(TAUGHT)' $(AUGMENT) steps=$(TOKENIZER_STEPS) threads=$(THREADS) out=$(RUN)/tokenizer
 	$(BIN)/python -m world_model.train 'data=$(TAUGHT)' $(TRAIN) tokenizer=$(RUN)/tokenizer steps=$(TRAIN_STEPS) out=$(RUN)/first
 	@# DAgger: the expert's advice about what the model itself gets into
-	$(BIN)/python -m agent.collect env=fold_half $(WIDE) policy=model checkpoint=$(RUN)/first/checkpoint seed=100000 episodes=$(OWN_EPISODES) out=$(RUN)/data/fold_half_own
-	$(BIN)/python -m agent.collect env=lift $(WIDE) policy=model checkpoint=$(RUN)/first/checkpoint seed=100000 episodes=$(OWN_EPISODES) out=$(RUN)/data/lift_own
+	$(BIN)/python -m agent.collect env=fold_half policy=model checkpoint=$(RUN)/first/checkpoint seed=100000 episodes=$(OWN_EPISODES) out=$(RUN)/data/fold_half_own
+	$(BIN)/python -m agent.collect env=lift policy=model checkpoint=$(RUN)/first/checkpoint seed=100000 episodes=$(OWN_EPISODES) out=$(RUN)/data/lift_own
 	@# and where it gets lost after play: what its failures look like, and the ways back
-	$(BIN)/python -m agent.collect env=fold_half $(WIDE) policy=play policy.then=model checkpoint=$(RUN)/first/checkpoint seed=400000 episodes=$(LOST_EPISODES) out=$(RUN)/data/fold_half_lost
-	$(BIN)/python -m agent.collect env=lift $(WIDE) policy=play policy.then=model checkpoint=$(RUN)/first/checkpoint seed=400000 episodes=$(LOST_EPISODES) out=$(RUN)/data/lift_lost
+	$(BIN)/python -m agent.collect env=fold_half policy=play policy.then=model checkpoint=$(RUN)/first/checkpoint seed=400000 episodes=$(LOST_EPISODES) out=$(RUN)/data/fold_half_lost
+	$(BIN)/python -m agent.collect env=lift policy=play policy.then=model checkpoint=$(RUN)/first/checkpoint seed=400000 episodes=$(LOST_EPISODES) out=$(RUN)/data/lift_lost
 	$(BIN)/python -m world_model.train 'data=$(TAUGHT_AGAIN)' $(TRAIN) start=$(RUN)/first/checkpoint muon_rate=0.012 learning_rate=1.2e-3 steps=$(AGAIN_STEPS) out=$(RUN)/trained
 	@# what states are worth to the finished model, from episodes that it never learnt from
-	$(BIN)/python -m agent.collect env=fold_half $(WIDE) seed=500000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/fold_half_disturbed
-	$(BIN)/python -m agent.collect env=lift $(WIDE) seed=500000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/lift_disturbed
-	$(BIN)/python -m agent.collect env=fold_half $(WIDE) policy=model checkpoint=$(RUN)/trained/checkpoint seed=510000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/fold_half_own
-	$(BIN)/python -m agent.collect env=lift $(WIDE) policy=model checkpoint=$(RUN)/trained/checkpoint seed=510000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/lift_own
-	$(BIN)/python -m agent.collect env=fold_half $(WIDE) policy=play policy.then=model checkpoint=$(RUN)/trained/checkpoint seed=520000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/fold_half_lost
-	$(BIN)/python -m agent.collect env=lift $(WIDE) policy=play policy.then=model checkpoint=$(RUN)/trained/checkpoint seed=520000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/lift_lost
+	$(BIN)/python -m agent.collect env=fold_half seed=500000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/fold_half_disturbed
+	$(BIN)/python -m agent.collect env=lift seed=500000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/lift_disturbed
+	$(BIN)/python -m agent.collect env=fold_half policy=model checkpoint=$(RUN)/trained/checkpoint seed=510000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/fold_half_own
+	$(BIN)/python -m agent.collect env=lift policy=model checkpoint=$(RUN)/trained/checkpoint seed=510000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/lift_own
+	$(BIN)/python -m agent.collect env=fold_half policy=play policy.then=model checkpoint=$(RUN)/trained/checkpoint seed=520000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/fold_half_lost
+	$(BIN)/python -m agent.collect env=lift policy=play policy.then=model checkpoint=$(RUN)/trained/checkpoint seed=520000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/lift_lost
 	$(BIN)/python -m world_model.fit_value 'data=$(JUDGED)' start=$(RUN)/trained/checkpoint threads=$(THREADS) out=$(RUN)/model/checkpoint
-	$(BIN)/python -m agent.evaluate env=fold_half $(WIDE) $(EVALUATE) split=seen out=$(RUN)/evaluate/fold_half_seen
-	$(BIN)/python -m agent.evaluate env=fold_half $(WIDE) $(EVALUATE) split=unseen out=$(RUN)/evaluate/fold_half_unseen
-	$(BIN)/python -m agent.evaluate env=lift $(WIDE) $(EVALUATE) split=seen out=$(RUN)/evaluate/lift_seen
-	$(BIN)/python -m agent.evaluate env=lift $(WIDE) $(EVALUATE) split=unseen out=$(RUN)/evaluate/lift_unseen
+	$(BIN)/python -m agent.evaluate env=fold_half $(EVALUATE) split=seen out=$(RUN)/evaluate/fold_half_seen
+	$(BIN)/python -m agent.evaluate env=fold_half $(EVALUATE) split=unseen out=$(RUN)/evaluate/fold_half_unseen
+	$(BIN)/python -m agent.evaluate env=lift $(EVALUATE) split=seen out=$(RUN)/evaluate/lift_seen
+	$(BIN)/python -m agent.evaluate env=lift $(EVALUATE) split=unseen out=$(RUN)/evaluate/lift_unseen
 
 few: $(INSTALLED) ## what planning adds where demonstrations are few; run it again to go on where it stopped
-	$(BIN)/python -m agent.collect env=fold_half episodes=$(FEW_DEMONSTRATIONS) out=$(FEW)/data/fold
+	$(BIN)/python -m agent.collect env=fold_half $(PLAIN) episodes=$(FEW_DEMONSTRATIONS) out=$(FEW)/data/fold
 	@# what follows an action is learnt from these, but not what to do
-	$(BIN)/python -m agent.collect env=fold_half policy=play seed=200000 episodes=$(FEW_PLAY_EPISODES) out=$(FEW)/data/play
-	$(BIN)/python -m agent.collect env=fold_half policy=branch seed=300000 episodes=$(FEW_BRANCH_SEEDS) out=$(FEW)/data/branch
-	$(BIN)/python -m world_model.train $(FEW_FOLD) tokenizer=checkpoints/nextstate-s steps=$(FEW_FIRST_STEPS) out=$(FEW)/first
+	$(BIN)/python -m agent.collect env=fold_half $(PLAIN) policy=play seed=200000 episodes=$(FEW_PLAY_EPISODES) out=$(FEW)/data/play
+	$(BIN)/python -m agent.collect env=fold_half $(PLAIN) policy=branch seed=300000 episodes=$(FEW_BRANCH_SEEDS) out=$(FEW)/data/branch
+	$(BIN)/python -m world_model.train $(FEW_FOLD) tokenizer=checkpoints/nextstate-few steps=$(FEW_FIRST_STEPS) out=$(FEW)/first
 	@# and from what it tries itself, alone and with search, also what a state is worth
 	$(BIN)/python -m agent.collect $(FEW_TRY) policy=model checkpoint=$(FEW)/first/checkpoint seed=220000 out=$(FEW)/data/alone
 	$(BIN)/python -m agent.collect $(FEW_TRY) $(PLANNER_LOW_DATA) checkpoint=$(FEW)/first/checkpoint seed=230000 out=$(FEW)/data/planned
@@ -137,10 +138,10 @@ few: $(INSTALLED) ## what planning adds where demonstrations are few; run it aga
 	$(BIN)/python -m agent.compare first=$(FEW)/evaluate/planner second=$(FEW)/evaluate/model
 
 few-lift: $(INSTALLED) ## the same on Lift, where a search can do without what was tried before
-	$(BIN)/python -m agent.collect env=lift episodes=$(FEW_DEMONSTRATIONS) out=$(FEW)/data/lift
-	$(BIN)/python -m agent.collect env=lift policy=play seed=200000 episodes=$(FEW_PLAY_EPISODES) out=$(FEW)/data/lift_play
-	$(BIN)/python -m agent.collect env=lift policy=branch seed=300000 episodes=$(FEW_BRANCH_SEEDS) out=$(FEW)/data/lift_branch
-	$(BIN)/python -m world_model.train $(FEW_LIFT) tokenizer=checkpoints/nextstate-s steps=$(FEW_FIRST_STEPS) out=$(FEW)/lift
+	$(BIN)/python -m agent.collect env=lift $(PLAIN) episodes=$(FEW_DEMONSTRATIONS) out=$(FEW)/data/lift
+	$(BIN)/python -m agent.collect env=lift $(PLAIN) policy=play seed=200000 episodes=$(FEW_PLAY_EPISODES) out=$(FEW)/data/lift_play
+	$(BIN)/python -m agent.collect env=lift $(PLAIN) policy=branch seed=300000 episodes=$(FEW_BRANCH_SEEDS) out=$(FEW)/data/lift_branch
+	$(BIN)/python -m world_model.train $(FEW_LIFT) tokenizer=checkpoints/nextstate-few steps=$(FEW_FIRST_STEPS) out=$(FEW)/lift
 	$(BIN)/python -m agent.evaluate $(FEW_EVALUATE_LIFT) policy=model out=$(FEW)/evaluate/lift_model
 	$(BIN)/python -m agent.evaluate $(FEW_EVALUATE_LIFT) $(PLANNER_LOW_DATA) out=$(FEW)/evaluate/lift_planner
 	$(BIN)/python -m agent.compare first=$(FEW)/evaluate/lift_planner second=$(FEW)/evaluate/lift_model

@@ -21,7 +21,7 @@ from envs.sim.patterns import SIZE, draw_pattern
 from envs.sim.splits import FAR
 
 LOOKS = ("plain", "wide")
-DEFAULT_LOOKS = "plain"  # all that the checkpoint that ships has seen
+DEFAULT_LOOKS = "wide"  # what the checkpoint that ships was trained on
 
 PLAIN_TEXTURES = ("ceramic", "light-wood", "white-plaster", "gray-woodgrain")
 UNSEEN_TEXTURES = ("red-wood", "gray-felt")

@@ -13,9 +13,7 @@ from world_model.types import History
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 FOLD, LIFT = "fold the cloth in half", "lift the cube"
-TASKS = {
-    "nextstate-s": {FOLD, LIFT}, "nextstate-wide": {FOLD, LIFT}, "nextstate-few": {FOLD}, "nextstate-few-lift": {LIFT},
-}  # fmt: skip
+TASKS = {"nextstate-s": {FOLD, LIFT}, "nextstate-few": {FOLD}, "nextstate-few-lift": {LIFT}}
 
 
 @pytest.fixture(scope="module", params=TASKS)
