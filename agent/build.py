@@ -50,6 +50,10 @@ class EnvConfig(AdapterConfig):
         """A name that a file can have."""
         return self.name or self.id.split(":")[-1].split("/")[-1].lower().replace(" ", "_")
 
+    def episode_name(self, number: int) -> str:
+        """Of a kept episode of that seed, or of the dream of that number."""
+        return f"{self.label}-{self.split}-{number:07d}"
+
     @property
     def adapter(self) -> AdapterConfig:
         """The part that the adapter reads."""

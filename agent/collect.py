@@ -62,7 +62,7 @@ class CollectConfig(RunConfig):
     def names(self, seed: int) -> tuple[str, ...]:
         """The seed's episodes within the store, in the order in which they are written."""
         suffixes = self.branching.names if self.branching else ("",)
-        return tuple(f"{self.env.label}-{self.env.split}-{seed:07d}{suffix}" for suffix in suffixes)
+        return tuple(self.env.episode_name(seed) + suffix for suffix in suffixes)
 
     def fingerprint(self) -> dict:
         """What must be the same for episodes to stand in one folder; a checkpoint is told by its content."""

@@ -91,10 +91,6 @@ class EvaluateConfig(RunConfig):
         """Where episodes are kept."""
         return EpisodeStore(Path(self.out) / "episodes")
 
-    def name(self, seed: int) -> str:
-        """Of a kept episode."""
-        return f"{self.env.label}-{self.env.split}-{seed:07d}"
-
 
 @dataclass(frozen=True)
 class EvaluateJob:
@@ -114,7 +110,7 @@ class EvaluateJob:
 
                 recorder = Recorder(policy, config.title or config.policy.label)
             for run in rollout(envs, policy, seeds, on_step=recorder and recorder.watch):
-                files = {config.name(run.episode.seed): to_bytes(run.episode)} if config.keep else {}
+                files = {config.env.episode_name(run.episode.seed): to_bytes(run.episode)} if config.keep else {}
                 yield Outcome.of(run), files, recorder.finish(run) if recorder else b""
 
 
@@ -130,7 +126,7 @@ def evaluate(config: EvaluateConfig, command: str) -> dict[str, Any]:
         known = read_outcomes(log)
         if config.keep:  # what an earlier run did not keep is played again
             kept = set(config.kept.names())
-            known = {seed: outcome for seed, outcome in known.items() if config.name(seed) in kept}
+            known = {seed: outcome for seed, outcome in known.items() if config.env.episode_name(seed) in kept}
         done = [known[seed] for seed in config.seeds if seed in known]
         todo = [seed for seed in config.seeds if seed not in known]
         job, recordings = EvaluateJob(config, config.robots_for(len(todo))), []

@@ -5,7 +5,8 @@
 
 Watches held-out episodes of several kinds (disturbed demonstrations, the model's own attempts, play), follows some of
 their states in eight different ways, and lets the planner act a few times. Prints a table and writes `fidelity.json`
-and `fidelity.png` (real futures above imagined ones).
+and `fidelity.png` (real futures above imagined ones); `keep=true` keeps the watched episodes, which `agent.explore`
+opens, those first whose imagined futures are farthest off.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from agent.launch.command import clear_errors, command_line, start
 from envs import preflight
 from envs.data.files import write_json
 from envs.data.settings import from_settings
+from envs.data.store import EpisodeStore
 from envs.data.tracking import check_mode, log_run
 from policies.rollout import Step, rollout
 from world_model import checkpoint
@@ -57,6 +59,7 @@ class FidelityConfig:
     ahead: int
     stride: int | None
     out: str
+    keep: bool
     workers: int
     device: str
 
@@ -111,8 +114,8 @@ class PlannedJob:
                 yield Planned(np.array(scores), value_to_come(run.episode.success, self.discount)[list(decided)])
 
 
-def measure(config: FidelityConfig, loaded: Loaded) -> tuple[dict[str, Any], EpisodeDataset]:
-    """All figures, and the episodes that they rest on, tokenized."""
+def measure(config: FidelityConfig, loaded: Loaded) -> tuple[dict[str, Any], EpisodeDataset, list[Watched]]:
+    """All figures, and the episodes that they rest on, tokenized and whole."""
     model, discount = loaded.model, loaded.meta["discount"]
     if config.stride is not None:
         model.layout.require_strides([config.stride])
@@ -131,12 +134,37 @@ def measure(config: FidelityConfig, loaded: Loaded) -> tuple[dict[str, Any], Epi
     figures = fidelity.evaluate_fidelity(model, dataset, followed, config.windows, config.ahead, config.stride)
     expected, real = (np.concatenate([getattr(p, name) for p in planned]) for name in ("expected", "real"))
     figures |= {
+        "by_episode": [
+            {"seed": seen.episode.seed, "kind": seen.kind, "success": bool(seen.episode.success[-1]), "error": error}
+            for seen, error in zip(watched, figures["by_episode"], strict=True)
+        ],
         "exploitation_points": round(100 * float((expected - real).mean()), 2),
         "planned_decisions": len(expected),
         "episodes": {kind: [s.kind for s in watched].count(kind) for kind in sorted({s.kind for s in watched})},
         "episodes_failed": sum(not seen.episode.success[-1] for seen in watched),
     }
-    return figures, dataset
+    return figures, dataset, watched
+
+
+def run(config: FidelityConfig, command: str) -> dict[str, Any]:
+    """Measure, and write what was found into `config.out`; returns the figures. command: what the report says that it
+    was made by."""
+    shipped = checkpoint_identity(config.checkpoint)
+    loaded = checkpoint.load(Path(config.checkpoint), choose_device(config.device))
+    figures, dataset, watched = measure(config, loaded)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    if config.keep:
+        store = EpisodeStore(out / "episodes")
+        for seen in watched:
+            store.write(seen.episode, config.env.episode_name(seen.episode.seed))
+    write_json(out / "fidelity.json", {
+        **figures, "env": config.env.id, "split": config.env.split, "checkpoint": shipped, "command": command,
+        "provenance": provenance(loaded.model.device, loaded.model.precision),
+    })  # fmt: skip
+    with torch.inference_mode():
+        pictures.imagined(loaded.model, dataset).save(out / "fidelity.png")
+    return figures
 
 
 def as_counterfactual(loaded: Loaded, seen: Watched, futures: Futures) -> fidelity.Counterfactual:
@@ -189,21 +217,9 @@ def main(cfg: DictConfig) -> None:
         torch.set_num_threads(1)  # the workers keep the other cores busy, and threads that wait collapse
         raw = OmegaConf.to_container(cfg, resolve=True)
         config = FidelityConfig.of(raw)
-        shipped = checkpoint_identity(config.checkpoint)
-        loaded = checkpoint.load(Path(config.checkpoint), choose_device(config.device))
-        figures, dataset = measure(config, loaded)
-        out = Path(config.out)
-        out.mkdir(parents=True, exist_ok=True)
-        report = {
-            **figures, "env": config.env.id, "split": config.env.split, "checkpoint": shipped,
-            "command": command_line("agent.fidelity", HydraConfig.get().overrides.task),
-            "provenance": provenance(loaded.model.device, loaded.model.precision),
-        }  # fmt: skip
-        write_json(out / "fidelity.json", report)
-        with torch.inference_mode():
-            pictures.imagined(loaded.model, dataset).save(out / "fidelity.png")
+        figures = run(config, command_line("agent.fidelity", HydraConfig.get().overrides.task))
         print(table(figures))
-        print(f"\nwritten to {out}")
+        print(f"\nwritten to {config.out}")
         flat = {name: value for name, value in figures.items() if isinstance(value, float)}
         log_run(cfg.wandb, f"fidelity {config.env.label}", config.out, asdict(config), flat)
 

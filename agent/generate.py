@@ -70,10 +70,6 @@ class GenerateConfig(RunConfig):
         keep = from_settings(Keep, {name: value for name, value in raw["keep"].items() if value is not None})
         return super().of({**raw, "starts": starts, "keep": keep, "imagines": raw["imagines"] or raw["checkpoint"]})
 
-    def name(self, number: int) -> str:
-        """Of an episode."""
-        return f"{self.env.label}-{self.env.split}-{number:07d}"
-
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for episodes to stand in one folder; checkpoints and starts are told by content."""
         files = {"imagines": checkpoint_identity(self.imagines)["sha256"]}
@@ -128,7 +124,7 @@ class GenerateJob:
                     holds, spent = bool(simulated.success[-1]) == dream.success, process_time() - began
                     kept = holds
                     episode = simulated if config.frames == "simulated" else episode
-                files = {config.name(dream.number): to_bytes(episode)} if kept else {}
+                files = {config.env.episode_name(dream.number): to_bytes(episode)} if kept else {}
                 yield _generated(dream, kept, holds, spent), files
 
 
@@ -163,7 +159,7 @@ def generate(config: GenerateConfig, command: str) -> dict[str, Any]:
     with claimed(out, "settings.json", config.fingerprint(), used=log.exists):
         store.clean()
         known = read_log(log)
-        known = {n: g for n, g in known.items() if not g.kept or config.name(n) in store}
+        known = {n: g for n, g in known.items() if not g.kept or config.env.episode_name(n) in store}
         done, todo = [known[n] for n in config.seeds if n in known], [n for n in config.seeds if n not in known]
         job = GenerateJob(config, config.robots_for(len(todo)))
         with tqdm(total=config.episodes, initial=len(done), unit="dream", desc=f"dream {config.env.label}") as bar:

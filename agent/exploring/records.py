@@ -1,4 +1,7 @@
-"""What a page can open: recorded episodes, and those of an evaluation or a comparison, the worst first."""
+"""What a page can open: recorded episodes, and those of an evaluation, a comparison or a fidelity report.
+
+The worst stand first.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ class Record:
 
 
 def find_records(path: str, env_id: str) -> list[Record]:
-    """Those of a folder of episodes, or of one that `agent.evaluate` or `agent.agree` wrote.
+    """Those of a folder of episodes, or of one that `agent.evaluate`, `agent.agree` or `agent.fidelity` wrote.
 
     EpisodeError where there is none. ValueError where they are of another environment.
     """
@@ -40,6 +43,8 @@ def find_records(path: str, env_id: str) -> list[Record]:
         folder = folder.parent
     if (folder / "agree.json").is_file():
         found = _compared(folder, env_id)
+    elif (folder / "fidelity.json").is_file():
+        found = _imagined(folder, env_id)
     elif (folder / "report.json").is_file():
         found = [record for _, record in sorted(_evaluated(folder, env_id), key=lambda each: each[0])]
     else:
@@ -60,21 +65,18 @@ def _recorded(folder: Path, env_id: str) -> list[Record]:
 
 def _evaluated(folder: Path, env_id: str) -> list[tuple[tuple[bool, float], Record]]:
     """Each outcome with how bad it is: failures, those that came least far first."""
-    report, kept = _read(folder / "report.json"), {}
-    if (folder / "episodes").is_dir():
-        kept = {name.rpartition("-")[2]: name for name in EpisodeStore(folder / "episodes").names()}
+    report, kept = _read(folder / "report.json"), _Kept(folder)
     try:
         _require_env(report["env"]["id"], env_id, str(folder / "report.json"))
         return [
             (
                 (bool(one["success"]), float(one["progress"])),
-                Record(
-                    f"seed {one['seed']}: {_ended(one['success'], one['steps'])}", str(report["split"]),
-                    int(one["seed"]), folder / "episodes", kept.get(f"{one['seed']:07d}"),
+                kept.record(
+                    one["seed"], report["split"], f"seed {one['seed']}: {_ended(one['success'], one['steps'])}"
                 ),
             )
             for one in report["outcomes"]
-        ]  # fmt: skip
+        ]
     except (KeyError, TypeError) as error:
         raise EpisodeError(f"{folder / 'report.json'} is no report of agent.evaluate: it lacks {error}") from error
 
@@ -92,6 +94,37 @@ def _compared(folder: Path, env_id: str) -> list[Record]:
     if not found:
         raise EpisodeError(f"{folder} holds no evaluations: run the agent.agree that wrote it again")
     return [record for *_, record in sorted(found, key=lambda each: each[:3])]
+
+
+def _imagined(folder: Path, env_id: str) -> list[Record]:
+    """Episodes of a fidelity report, those first whose imagined futures are farthest off."""
+    report, kept = _read(folder / "fidelity.json"), _Kept(folder)
+    try:
+        _require_env(report["env"], env_id, str(folder / "fidelity.json"))
+        known = [one for one in report["by_episode"] if one["error"] is not None]
+        return [
+            kept.record(
+                one["seed"],
+                report["split"],
+                f"{one['kind']}, seed {one['seed']}: imagined {one['error']:.2g} {report['error_unit']} off",
+            )
+            for one in sorted(known, key=lambda one: -one["error"])
+        ]
+    except (KeyError, TypeError) as error:
+        raise EpisodeError(f"{folder / 'fidelity.json'} is no report of agent.fidelity: it lacks {error}") from error
+
+
+class _Kept:
+    """The episodes that a report kept, by seed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "episodes"
+        names = EpisodeStore(self.folder).names() if self.folder.is_dir() else []
+        self.names = {name.rpartition("-")[2]: name for name in names}
+
+    def record(self, seed: int, split: str, title: str) -> Record:
+        """Of a seed, whether or not its episode was kept."""
+        return Record(title, str(split), int(seed), self.folder, self.names.get(f"{seed:07d}"))
 
 
 def _read(path: Path) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,16 +50,21 @@ def evaluate_fidelity(
     model: WorldModel, dataset: EpisodeDataset, counterfactuals: Sequence[Counterfactual], count: int = 256,
     ahead: int = 8, stride: int | None = None,
 ) -> dict:  # fmt: skip
-    """All figures: `horizons`, one entry for each whole chunk ahead, and what holds over all of them.
+    """All figures: `horizons`, one entry for each whole chunk ahead, what holds over all of them, and `by_episode`, how
+    far off the imagined futures of each of the dataset's episodes are in the mean, in `error_unit` (None where an
+    episode is too short to say).
 
     count: windows of the dataset, as many from each episode. stride: control steps of a model step, a divisor of M, so
     that strides are compared at equal times; None for M. ValueError where no episode is long enough.
     """
     stride = model.strides[-1] if stride is None else stride
-    seen = _compare(model, dataset, count, ahead, stride)
+    starts = spread_by_episode(dataset, count, WITHIN)
+    seen = _compare(model, dataset, starts, ahead, stride)
     horizons = [_at_horizon(model, seen, h) for h in range(ahead)]
-    return {"stride": stride, "horizons": horizons, **_beliefs(model, seen),
-            **_retrieval(model, counterfactuals, stride)}  # fmt: skip
+    return {
+        "stride": stride, "horizons": horizons, **_by_episode(model, seen, dataset.last[starts], dataset.last),
+        **_beliefs(model, seen), **_retrieval(model, counterfactuals, stride),
+    }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ windows
@@ -66,11 +72,10 @@ def evaluate_fidelity(
 
 @torch.inference_mode()
 def _compare(
-    model: WorldModel, dataset: EpisodeDataset, count: int, ahead: int, stride: int
+    model: WorldModel, dataset: EpisodeDataset, starts: np.ndarray, ahead: int, stride: int
 ) -> dict[str, np.ndarray]:
     """What is compared, one row a window and one column a whole chunk; NaN where the truth is unknown."""
     spec, layout, rows = model.spec, model.layout, []
-    starts = spread_by_episode(dataset, count, WITHIN)
     for part in np.array_split(starts, -(-len(starts) // BATCH)):
         batch = dataset.batch(part, ahead + 1).to(model.device)
         known = batch.next_valid[:, 1:].cumprod(1).bool()  # (B, H)
@@ -135,13 +140,28 @@ def _at_horizon(model: WorldModel, seen: dict[str, np.ndarray], h: int) -> dict[
     return {name: round(value, DIGITS) for name, value in entry.items()}
 
 
+def _error(model: WorldModel, seen: dict[str, np.ndarray]) -> np.ndarray:
+    """How far off each future is. Errors of positions and of keypoints are in the same unit and add up."""
+    error = seen["state"] if model.spec.positions or not model.spec.keypoints else 0.0
+    return error + seen["keypoints"] if model.spec.keypoints else error
+
+
+def _by_episode(
+    model: WorldModel, seen: dict[str, np.ndarray], episode: np.ndarray, episodes: np.ndarray
+) -> dict[str, Any]:
+    """The mean error of each of `episodes`. episode: that of each window."""
+    in_metres = model.spec.positions or model.spec.keypoints
+    unit, scale = ("cm", 100.0) if in_metres else ("of the range", 1.0)
+    error = scale * _error(model, seen)
+    means = [mean(error[episode == each]) for each in np.unique(episodes)]
+    return {"error_unit": unit, "by_episode": [round(each, DIGITS) if np.isfinite(each) else None for each in means]}
+
+
 def _beliefs(model: WorldModel, seen: dict[str, np.ndarray]) -> dict[str, float]:
     """Value and success against what really follows, and uncertainty against errors, over all horizons."""
     known, valued = np.isfinite(seen["known"]), np.isfinite(seen["value_true"])
     value, truth = seen["value"][valued], seen["value_true"][valued]
-    # How far off a future is. Errors of positions and of keypoints are in the same unit and add up.
-    error = seen["state"] if model.spec.positions or not model.spec.keypoints else 0.0
-    error = (error + seen["keypoints"] if model.spec.keypoints else error)[known]
+    error = _error(model, seen)[known]
     judged = np.isfinite(error)
     large = error[judged] > np.median(error[judged]) if judged.any() else judged[judged]
     return {

@@ -71,6 +71,17 @@ def test_all_figures(world, dataset, counterfactuals):
         assert np.isfinite(figures[name])
 
 
+def test_each_episode_has_its_own_error(world, text, make_episode, counterfactuals):
+    """Catches errors that are told of another episode, which people would then look into, and made-up ones."""
+    words = text.within(world.vocab.text)
+    episodes = [make_episode(seed, steps=steps) for seed, steps in ((0, 64), (1, 20), (2, 40))]
+    each = [EpisodeDataset.of(e, world.layout, world.frame_tokenizer, world.actions, words) for e in episodes]
+    together = evaluate_fidelity(world, EpisodeDataset.join(each), counterfactuals, 12, 3)
+    alone = [evaluate_fidelity(world, each[i], counterfactuals, 6, 3)["by_episode"] for i in (0, 2)]
+    assert [[together["by_episode"][i]] for i in (0, 2)] == [pytest.approx(error, rel=1e-3) for error in alone]
+    assert together["by_episode"][1] is None and together["error_unit"] == "cm"
+
+
 def test_short_model_steps_are_measured_at_the_same_times(world, text, make_episode, counterfactuals):
     """Catches a horizon that comes sooner than it is compared with, and futures that stop within their chunk."""
     paced = continued(world, replace(world.config, strides=(4,)))
