@@ -10,6 +10,8 @@ must tell where the hand is, in metres, to move along. Where a camera is neither
 is moved at all, because an image that stayed where the labels move would teach a lie. A world that is a tenth larger,
 its robot included, wants actions that reach a tenth further; a camera on its hand sees what it saw.
 
+Patches of other light (envs/data/patches.py) are seen by fixed cameras alone.
+
 Sources: random shifts (DrQ, Kostrikov et al. 2021; RAD, Laskin et al. 2020), here of the scene instead of the
 image, so that state, keypoints and actions change along and stay true.
 """
@@ -26,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from envs.data.camera import CameraPose, place_scene, pose_matrix
+from envs.data.patches import Patches
 from envs.types import Spec
 
 
@@ -46,6 +49,7 @@ class Augmentation:
     noise: standard deviation of what is added to each number of the state that is no position, in shares of its range,
     the same throughout a sample: numbers that no shift changes, such as the place of a thing relative to the hand, are
     else known by heart.
+    patches: of other light on the ground, the most of a sample.
     """
 
     share: float = 0.7
@@ -59,14 +63,15 @@ class Augmentation:
     attached: tuple[str, ...] = ()
     ground: float = 0.0
     noise: float = 0.0
+    patches: int = 0
 
     def __post_init__(self) -> None:
-        least = min(self.hue, self.shift, self.scale, self.noise)
+        least = min(self.hue, self.shift, self.scale, self.noise, self.patches)
         if not (0 <= self.share <= 1 and least >= 0 and 0 <= self.gain[0] <= self.gain[1]):
             raise ValueError(
-                "an augmentation's `share` must be in [0, 1], `hue`, `shift`, `scale` and `noise` 0 or more, `gain` a "
-                f"range from low to high, got share={self.share}, hue={self.hue}, shift={self.shift}, "
-                f"scale={self.scale}, noise={self.noise}, gain={self.gain}"
+                "an augmentation's `share` must be in [0, 1], `hue`, `shift`, `scale`, `noise` and `patches` 0 or "
+                f"more, `gain` a range from low to high, got share={self.share}, hue={self.hue}, shift={self.shift}, "
+                f"scale={self.scale}, noise={self.noise}, patches={self.patches}, gain={self.gain}"
             )
 
     def cannot_shift(self, spec: Spec) -> str:
@@ -105,8 +110,12 @@ class Augmentation:
         shift = (2 * torch.rand(count, 2, generator=rng) - 1) * self.shift * moved[:, None]
         noise = self._noise(count, rng, spec) if self.noise and spec else None
         place = self._place(shift, self._scale(count, rng) * moved)
-        poses = self.poses if self.shift or self.scale else {}
-        return Change(colours, place, poses, self.ground, noise, self.translations)
+        poses = self.poses if self.shift or self.scale or self.patches else {}
+        patches = None
+        if self.patches:  # drawn last, so that without them everything else is what it was
+            shown = torch.rand(count, generator=rng) < self.share
+            patches = Patches.draw(shown, self.patches, self.center, rng)
+        return Change(colours, place, poses, self.ground, noise, self.translations, patches)
 
     def _scale(self, count: int, rng: torch.Generator) -> Tensor:
         """(count,), natural logarithms."""
@@ -134,7 +143,7 @@ class Change:
     colours: (n, 3, 3) f32 matrices. place: (n, 4) f32, a scale and x, y and z in metres: a point of the scene times the
     scale, and that added. poses: of the cameras whose images have to be changed for that. ground: height of the plane
     on which the scene stands, metres; it stays. noise: (n, P) f32, added to the states, or None. translations: names of
-    the action dimensions that the scale goes for.
+    the action dimensions that the scale goes for. patches: of light, or None.
     """
 
     colours: Tensor
@@ -143,20 +152,27 @@ class Change:
     ground: float
     noise: Tensor | None = None
     translations: tuple[str, ...] = ()
+    patches: Patches | None = None
 
     def __getitem__(self, part: slice) -> Change:
         """What is done to some of the samples."""
         noise = None if self.noise is None else self.noise[part]
-        return replace(self, colours=self.colours[part], place=self.place[part], noise=noise)
+        patches = None if self.patches is None else self.patches[part]
+        return replace(self, colours=self.colours[part], place=self.place[part], noise=noise, patches=patches)
 
     def images(self, camera: str, images: Tensor, told: np.ndarray | None = None) -> Tensor:
         """Images of one camera (n, ..., h, w, 3) u8 -> the same shape. told: the poses (n, ..., 8) that it had then,
         NaN where nobody knows; they stay true, because it is the scene that moves, and not the camera."""
         if camera in self.poses:
-            matrix = pose_matrix(self.poses[camera].pose, *images.shape[-3:-1])
+            size = images.shape[-3:-1]
+            matrix = pose_matrix(self.poses[camera].pose, *size)
             if told is not None and np.isfinite(told).any():
-                own = pose_matrix(told, *images.shape[-3:-1])
+                own = pose_matrix(told, *size)
                 matrix = np.where(np.isfinite(own), own, matrix)
+            if self.patches is not None:  # before the scene moves, and they with it
+                flat = images.reshape(len(images), -1, *size, 3)
+                matrices = np.broadcast_to(matrix, (*images.shape[:-3], 3, 4)).reshape(*flat.shape[:2], 3, 4)
+                images = self.patches.on(flat, matrices, self.ground).view(images.shape)
             matrix = matrix.reshape(-1, 3, 4) if matrix.ndim > 2 else matrix
             place = self.place.repeat_interleave(images.shape[1:-3].numel(), dim=0)
             images = place_scene(images.flatten(0, -4), matrix, place, self.ground).view(images.shape)

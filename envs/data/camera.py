@@ -59,6 +59,22 @@ def project(poses: np.ndarray, points: np.ndarray, height: int, width: int) -> n
     return seen[..., :2] / seen[..., 2:]
 
 
+def plane_points(matrix: np.ndarray, height: int, width: int, ground: float) -> torch.Tensor:
+    """What a camera sees of the plane z = ground (m): its matrix (..., 3, 4) -> x and y in m of the point in each
+    pixel, (..., h, w, 2) f32, infinite above the horizon and NaN for NaN."""
+    back = np.linalg.inv(_of_plane(matrix, ground))
+    pixels = np.stack([*np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), np.ones((height, width))], -1)
+    seen = np.einsum("...ij,hwj->...hwi", back, pixels)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        points = np.where(seen[..., 2:] <= 0, np.inf, seen[..., :2] / seen[..., 2:])
+    return torch.from_numpy(points.astype(np.float32))
+
+
+def _of_plane(matrix: np.ndarray, ground: float) -> np.ndarray:
+    """(..., 3, 4) of the world -> (..., 3, 3): homogeneous points of the plane z = ground to homogeneous pixels."""
+    return matrix[..., [0, 1, 3]] + matrix[..., [2]] * [[0, 0, ground]]
+
+
 def place_scene(images: torch.Tensor, matrix: np.ndarray, place: torch.Tensor, ground: float) -> torch.Tensor:
     """What a camera would have seen with the whole scene moved along x and y and made larger or smaller, robot
     included, and the camera not.
@@ -69,7 +85,7 @@ def place_scene(images: torch.Tensor, matrix: np.ndarray, place: torch.Tensor, g
     repeats the border.
     """
     height, width = images.shape[-3:-1]
-    plane = torch.from_numpy(matrix[..., [0, 1, 3]] + matrix[..., [2]] * [[0, 0, ground]])
+    plane = torch.from_numpy(_of_plane(matrix, ground))
     move = torch.eye(3, dtype=plane.dtype).repeat(len(place), 1, 1)
     scale, along = place.cpu().double().split([1, 3], dim=1)
     move[:, [0, 1], [0, 1]] = 1 / scale

@@ -184,8 +184,12 @@ def test_presets_are_sound(name):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"share": 1.5}, {"gain": (1.1, 0.7)}, {"shift": -0.1}, {"scale": -0.1}, {"hue": -1.0}, {"noise": -0.1}]
-)
+    "wrong",
+    [
+        {"share": 1.5}, {"gain": (1.1, 0.7)}, {"shift": -0.1}, {"scale": -0.1}, {"hue": -1.0}, {"noise": -0.1},
+        {"patches": -1},
+    ],
+)  # fmt: skip
 def test_what_makes_no_sense_is_refused(wrong):
     """Catches a setting that silently does something else, such as a negative share that changes nothing."""
     with pytest.raises(ValueError, match="augmentation"):
