@@ -1,4 +1,4 @@
-"""Patches of other light on a scene: shadows, stains, coloured lamps, and edges where no thing ends.
+"""Patches of other light on a scene: shadows, stains, stripes, coloured lamps, and edges where no thing ends.
 
 They lie on the plane that the scene stands on and are drawn into recorded pictures of fixed cameras, so that all of
 these show them at one place and they stay there while things move. What they cover is tinted and keeps its own edges,
@@ -20,18 +20,22 @@ REACH = 0.25  # metres from the centre of the scene, along x and along y, within
 SIZE = (0.01, 0.25)  # metres, half of their length and of their width
 TINT = (0.35, 1.7)  # of each colour channel
 EDGE = (0.02, 0.5)  # how far an edge blurs, in shares of the size
+STRIPED = 0.4  # share of them
+PERIOD = (0.01, 0.08)  # metres, of stripes
 
 
 @dataclass(frozen=True)
 class Patches:
     """k patches on each of n samples. centre, size: (n, k, 2) metres. turn: (n, k) rad. edge: (n, k). angular: (n, k)
-    bool, rectangles among ellipses. tint: (n, k, 3), what light is multiplied with; 1 where there is none."""
+    bool, rectangles among ellipses. period: (n, k) metres, of stripes along their length; infinite without. tint:
+    (n, k, 3), what light is multiplied with; 1 where there is none."""
 
     centre: Tensor
     size: Tensor
     turn: Tensor
     edge: Tensor
     angular: Tensor
+    period: Tensor
     tint: Tensor
 
     @classmethod
@@ -51,6 +55,7 @@ class Patches:
             turn=between(0.0, np.pi),
             edge=between(*EDGE),
             angular=between(0.0, 1.0) < 0.5,
+            period=torch.where(between(0.0, 1.0) < STRIPED, between(*np.log(PERIOD)).exp(), torch.inf),
             tint=torch.where((there & shown[:, None])[..., None], tint, 1.0),
         )
 
@@ -76,8 +81,12 @@ class Patches:
 
         x, y = (points - each(self.centre)).unbind(-1)
         cosine, sine = each(self.turn).cos(), each(self.turn).sin()
-        along, across = torch.stack([cosine * x + sine * y, cosine * y - sine * x], -1).div(each(self.size)).unbind(-1)
+        place = torch.stack([cosine * x + sine * y, cosine * y - sine * x], -1)
+        along, across = (place / each(self.size)).unbind(-1)
         out = torch.where(each(self.angular), torch.maximum(along.abs(), across.abs()), along.hypot(across))
         inside = torch.sigmoid((1 - out) / (0.25 * each(self.edge)))  # 0.02 to 0.98 over `edge`, twice
+        if self.period[:, i].isfinite().any():
+            wave = torch.sin(2 * np.pi * place[..., 0] / each(self.period))  # 0 where there are no stripes
+            inside = inside * torch.where(each(self.period).isinf(), 1.0, torch.sigmoid(6 * wave))
         inside = inside.nan_to_num(0.0)[..., None]
         return 1 + inside * (each(self.tint) - 1)

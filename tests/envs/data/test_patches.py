@@ -24,7 +24,8 @@ def dark(x: float, y: float) -> Patches:
     """One sharp, black, round patch of 3 cm."""
     return Patches(
         centre=torch.tensor([[[x, y]]]), size=torch.full((1, 1, 2), 0.03), turn=torch.zeros(1, 1),
-        edge=torch.full((1, 1), 0.02), angular=torch.zeros(1, 1, dtype=bool), tint=torch.zeros(1, 1, 3),
+        edge=torch.full((1, 1), 0.02), angular=torch.zeros(1, 1, dtype=bool),
+        period=torch.full((1, 1), torch.inf), tint=torch.zeros(1, 1, 3),
     )  # fmt: skip
 
 
@@ -51,6 +52,20 @@ def test_what_is_above_the_horizon_stays():
     assert torch.equal(shown[:, :, :32], picture[:, :, :32]) and not shown[:, :, 33:].any()
     unknown = np.full((1, 1, 3, 4), np.nan)
     assert torch.equal(large.on(picture, unknown, GROUND), picture)
+
+
+def test_stripes_are_as_wide_as_they_should_be():
+    """Catches stripes in pixels instead of metres, and ones that run across where they should run along."""
+    wide = replace(dark(0.0, 0.0), size=torch.full((1, 1, 2), 0.2), period=torch.full((1, 1), 0.04))
+    picture = torch.full((1, 1, 64, 64, 3), 200, dtype=torch.uint8)
+    shown = wide.on(picture, matrices(SIDE), GROUND)[0, 0, ..., 0]
+    x = torch.linspace(-0.08, 0.08, 81)
+    points = torch.stack([x, torch.full_like(x, 0.01), torch.full_like(x, GROUND)], -1).numpy()
+    rows, columns = project(SIDE.pose, points, 64, 64).round().astype(int).T
+    lit = shown[rows, columns] > 100
+    assert (lit[1:] != lit[:-1]).sum() == 7, "four periods"
+    turned = replace(wide, turn=torch.full((1, 1), np.pi / 2)).on(picture, matrices(SIDE), GROUND)[0, 0, ..., 0]
+    assert len(set((turned[rows, columns] > 100).tolist())) == 1
 
 
 def test_they_stay_where_they_are_in_a_window():
