@@ -10,7 +10,7 @@ must tell where the hand is, in metres, to move along. Where a camera is neither
 is moved at all, because an image that stayed where the labels move would teach a lie. A world that is a tenth larger,
 its robot included, wants actions that reach a tenth further; a camera on its hand sees what it saw.
 
-Patches of other light (envs/data/patches.py) are seen by fixed cameras alone.
+Patches of other light can lie on any picture (envs/data/patches.py).
 
 Sources: random shifts (DrQ, Kostrikov et al. 2021; RAD, Laskin et al. 2020), here of the scene instead of the
 image, so that state, keypoints and actions change along and stay true.
@@ -49,7 +49,7 @@ class Augmentation:
     noise: standard deviation of what is added to each number of the state that is no position, in shares of its range,
     the same throughout a sample: numbers that no shift changes, such as the place of a thing relative to the hand, are
     else known by heart.
-    patches: of other light on the ground, the most of a sample.
+    patches: of other light, the most of a sample.
     """
 
     share: float = 0.7
@@ -172,10 +172,13 @@ class Change:
             if self.patches is not None:  # before the scene moves, and they with it
                 flat = images.reshape(len(images), -1, *size, 3)
                 matrices = np.broadcast_to(matrix, (*images.shape[:-3], 3, 4)).reshape(*flat.shape[:2], 3, 4)
-                images = self.patches.on(flat, matrices, self.ground).view(images.shape)
+                images = self.patches.on_ground(flat, matrices, self.ground).view(images.shape)
             matrix = matrix.reshape(-1, 3, 4) if matrix.ndim > 2 else matrix
             place = self.place.repeat_interleave(images.shape[1:-3].numel(), dim=0)
             images = place_scene(images.flatten(0, -4), matrix, place, self.ground).view(images.shape)
+        elif self.patches is not None:
+            flat = images.reshape(len(images), -1, *images.shape[-3:])
+            images = self.patches.on_picture(flat).view(images.shape)
         colours = self.colours.to(images.device).view(len(images), *[1] * (images.ndim - 3), 3, 3)
         return (images.float() @ colours.mT).clamp(0, 255).round().to(torch.uint8)
 

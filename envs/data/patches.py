@@ -1,9 +1,9 @@
 """Patches of other light on a scene: shadows, stains, stripes, coloured lamps, and edges where no thing ends.
 
-They lie on the plane that the scene stands on and are drawn into recorded pictures of fixed cameras, so that all of
-these show them at one place and they stay there while things move. What they cover is tinted and keeps its own edges,
-so nothing that a task needs is hidden. Random shapes over a picture are RAD's cutout (Laskin et al. 2020); here they
-keep their place in the world.
+They are drawn into recorded pictures. Where a fixed camera's pose is known they lie on the plane that the scene stands
+on, so that all such cameras show them at one place; elsewhere, and where a camera moves with the hand, on the picture
+itself, as dirt on a lens does. What they cover is tinted and keeps its own edges, so nothing that a task needs is
+hidden. Random shapes over a picture are RAD's cutout (Laskin et al. 2020); here they stay while things move.
 """
 
 from __future__ import annotations
@@ -63,12 +63,21 @@ class Patches:
         """Those of some samples."""
         return Patches(**{each.name: getattr(self, each.name)[part] for each in fields(self)})
 
-    def on(self, images: Tensor, matrices: np.ndarray, ground: float) -> Tensor:
+    def on_ground(self, images: Tensor, matrices: np.ndarray, ground: float) -> Tensor:
         """Pictures (n, t, h, w, 3) u8 of cameras (n, t, 3, 4), see `pose_matrix` -> the same with the patches on the
-        plane z = ground, metres. A picture whose camera nobody knows (NaN) stays as it is."""
-        if np.array_equal(matrices, np.broadcast_to(matrices[:, :1], matrices.shape), equal_nan=True):
+        plane z = ground, metres."""
+        if np.array_equal(matrices, np.broadcast_to(matrices[:, :1], matrices.shape)):
             matrices = matrices[:, :1]  # a camera that stands still is asked once
-        points = plane_points(matrices, *images.shape[-3:-1], ground).to(images.device)  # (n, t, h, w, 2)
+        return self._on(images, plane_points(matrices, *images.shape[-3:-1], ground))
+
+    def on_picture(self, images: Tensor) -> Tensor:
+        """Pictures (n, t, h, w, 3) u8 -> the same with the patches on each, as if it showed 2 REACH of the ground."""
+        rows, columns = (torch.linspace(-REACH, REACH, length) for length in images.shape[-3:-1])
+        return self._on(images, torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)[None, None])
+
+    def _on(self, images: Tensor, points: Tensor) -> Tensor:
+        """points: (n, t, h, w, 2) on the ground, in metres, that pixels show; n and t may be 1."""
+        points = points.to(images.device).expand(len(images), -1, -1, -1, -1)
         tint = torch.ones((*points.shape[:-1], 3), device=images.device)
         for i in range(self.tint.shape[1]):
             tint *= self._tint(points, i)
