@@ -16,7 +16,7 @@ export LP_NUM_THREADS ?= 1
 # What `make train` makes. Fewer episodes and steps are quicker and fold less often.
 RUN ?= outputs/make_train
 FOLD_EPISODES ?= 200
-LIFT_EPISODES ?= 100
+LIFT_EPISODES ?= 400
 LOOKS ?= 1
 MODEL ?= S
 MISJUDGED_EPISODES ?= 60
@@ -39,7 +39,7 @@ folders = [$(subst $(SPACE),$(COMMA),$(strip $(foreach task,fold_half lift,$(pat
 TAUGHT := $(call folders,$(RUN)/data,_shown _shown_looks _misjudged _play _branch)
 TAUGHT_AGAIN := $(call folders,$(RUN)/data,_shown _shown_looks _misjudged _play _branch _own _lost)
 JUDGED := $(call folders,$(RUN)/judged,_disturbed _own _lost)
-AUGMENT := augment=tabletop augment.hue=2.0 augment.scale=0.12
+AUGMENT := augment=tabletop augment.hue=2.0 augment.scale=0.12 augment.patches=10
 TRAIN := 'unlabelled=[$(RUN)/data/fold_half_failed]' $(AUGMENT) model=$(MODEL) coefs=[4,4,4,2,2,2] 'strides=[1,2,4,8]' \
 	view_share=0.05 swap_share=0.05 model.weights.imageless=0.6 model.weights.belief=3 held_out=20 threads=$(THREADS)
 EVALUATE := policy=planner seed=1000 episodes=$(EVAL_EPISODES) checkpoint=$(RUN)/model/checkpoint
