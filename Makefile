@@ -108,14 +108,16 @@ train: $(INSTALLED) ## collect, train and evaluate from nothing; run it again to
 	$(BIN)/python -m agent.collect env=fold_half policy=play policy.then=model checkpoint=$(RUN)/first/checkpoint seed=400000 episodes=$(LOST_EPISODES) out=$(RUN)/data/fold_half_lost
 	$(BIN)/python -m agent.collect env=lift policy=play policy.then=model checkpoint=$(RUN)/first/checkpoint seed=400000 episodes=$(LOST_EPISODES) out=$(RUN)/data/lift_lost
 	$(BIN)/python -m world_model.train 'data=$(TAUGHT_AGAIN)' $(TRAIN) start=$(RUN)/first/checkpoint muon_rate=0.012 learning_rate=1.2e-3 steps=$(AGAIN_STEPS) out=$(RUN)/trained
+	@# what it forgot meanwhile, and what it gained: half of both
+	$(BIN)/python -m world_model.average 'checkpoints=[$(RUN)/first/checkpoint,$(RUN)/trained/checkpoint]' out=$(RUN)/averaged
 	@# what states are worth to the finished model, from episodes that it never learnt from
 	$(BIN)/python -m agent.collect env=fold_half seed=500000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/fold_half_disturbed
 	$(BIN)/python -m agent.collect env=lift seed=500000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/lift_disturbed
-	$(BIN)/python -m agent.collect env=fold_half policy=model checkpoint=$(RUN)/trained/checkpoint seed=510000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/fold_half_own
-	$(BIN)/python -m agent.collect env=lift policy=model checkpoint=$(RUN)/trained/checkpoint seed=510000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/lift_own
-	$(BIN)/python -m agent.collect env=fold_half policy=play policy.then=model checkpoint=$(RUN)/trained/checkpoint seed=520000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/fold_half_lost
-	$(BIN)/python -m agent.collect env=lift policy=play policy.then=model checkpoint=$(RUN)/trained/checkpoint seed=520000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/lift_lost
-	$(BIN)/python -m world_model.fit_value 'data=$(JUDGED)' start=$(RUN)/trained/checkpoint threads=$(THREADS) out=$(RUN)/model/checkpoint
+	$(BIN)/python -m agent.collect env=fold_half policy=model checkpoint=$(RUN)/averaged seed=510000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/fold_half_own
+	$(BIN)/python -m agent.collect env=lift policy=model checkpoint=$(RUN)/averaged seed=510000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/lift_own
+	$(BIN)/python -m agent.collect env=fold_half policy=play policy.then=model checkpoint=$(RUN)/averaged seed=520000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/fold_half_lost
+	$(BIN)/python -m agent.collect env=lift policy=play policy.then=model checkpoint=$(RUN)/averaged seed=520000 episodes=$(JUDGED_EPISODES) out=$(RUN)/judged/lift_lost
+	$(BIN)/python -m world_model.fit_value 'data=$(JUDGED)' start=$(RUN)/averaged threads=$(THREADS) out=$(RUN)/model/checkpoint
 	$(BIN)/python -m agent.evaluate env=fold_half $(EVALUATE) split=seen out=$(RUN)/evaluate/fold_half_seen
 	$(BIN)/python -m agent.evaluate env=fold_half $(EVALUATE) split=unseen out=$(RUN)/evaluate/fold_half_unseen
 	$(BIN)/python -m agent.evaluate env=lift $(EVALUATE) split=seen out=$(RUN)/evaluate/lift_seen

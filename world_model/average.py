@@ -39,8 +39,9 @@ class AverageConfig:
             raise ValueError("`checkpoints` must name at least two to average")
         if self.dtype not in DTYPES:
             raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {self.dtype}")
-        if self.weights is not None and (len(self.weights) != len(self.checkpoints) or sum(self.weights) <= 0):
-            raise ValueError(f"`weights` must be one number a checkpoint, not all 0, got {self.weights}")
+        weights = self.weights or (1.0,) * len(self.checkpoints)
+        if len(weights) != len(self.checkpoints) or min(weights) < 0 or not sum(weights):
+            raise ValueError(f"`weights` must be one number a checkpoint, 0 or more and not all 0, got {self.weights}")
 
     @property
     def shares(self) -> list[float]:
@@ -49,23 +50,30 @@ class AverageConfig:
         return [weight / sum(weights) for weight in weights]
 
 
-def run(config: AverageConfig) -> dict[str, Any]:
-    """Average, write the checkpoint, return what it says of its making. CheckpointError where weights do not fit."""
+def run(config: AverageConfig) -> bool:
+    """Average and write the checkpoint; False where this was done already. CheckpointError where weights do not fit,
+    or another checkpoint is there."""
     loaded = [checkpoint.load(Path(folder), torch.device("cpu")) for folder in config.checkpoints]
     for folder, other in zip(config.checkpoints[1:], loaded[1:], strict=True):
         require_alike(loaded[0], other, f"{config.checkpoints[0]} and {folder}")
+    made_of: list[dict[str, Any]] = [
+        {"sha256": each.sha256, "share": round(share, 6)} for each, share in zip(loaded, config.shares, strict=True)
+    ]
+    if Path(config.out).exists():
+        if checkpoint.load(config.out).meta.get("average") != made_of:
+            raise CheckpointError(f"checkpoint {config.out} is another one: choose another folder or remove it")
+        return False
     *_, last = loaded
     states = [each.model.state_dict() for each in loaded]
     with torch.no_grad():
         for name, weight in last.model.named_parameters():
+            if name.startswith(checkpoint.FRAMES):  # all have the same, to the bit
+                continue
             weight.copy_(sum(share * state[name].float() for share, state in zip(config.shares, states, strict=True)))
-    made_of = [
-        {"sha256": each.sha256, "share": round(share, 6)} for each, share in zip(loaded, config.shares, strict=True)
-    ]
     # What was measured of the last one is not true of the average.
     meta = {name: value for name, value in last.meta.items() if name not in ("figures", "value")}
     checkpoint.save(config.out, last.model, last.text, {**meta, "average": made_of}, dtype=DTYPES[config.dtype])
-    return {"average": made_of}
+    return True
 
 
 def require_alike(one: Loaded, other: Loaded, which: str) -> None:
@@ -91,10 +99,10 @@ def main(raw: DictConfig) -> None:
     try:
         values = OmegaConf.to_container(raw, resolve=True)
         config = from_settings(AverageConfig, values)
-        run(config)
+        done = run(config)
     except (CheckpointError, ValueError, OSError) as error:
         sys.exit(f"average: {error}")
-    print(f"written to {config.out}")
+    print(f"written to {config.out}" if done else f"{config.out} is this average already")
 
 
 if __name__ == "__main__":
