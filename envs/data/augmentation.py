@@ -50,6 +50,8 @@ class Augmentation:
     the same throughout a sample: numbers that no shift changes, such as the place of a thing relative to the hand, are
     else known by heart.
     patches: of other light, the most of a sample.
+    fade: the most that is taken, in shares, of how far colours lie apart, in half of the samples along one direction of
+    colour alone, another for each: things that are told from their ground by it are then hard to see.
     """
 
     share: float = 0.7
@@ -64,14 +66,16 @@ class Augmentation:
     ground: float = 0.0
     noise: float = 0.0
     patches: int = 0
+    fade: float = 0.0
 
     def __post_init__(self) -> None:
         least = min(self.hue, self.shift, self.scale, self.noise, self.patches)
-        if not (0 <= self.share <= 1 and least >= 0 and 0 <= self.gain[0] <= self.gain[1]):
+        if not (0 <= self.share <= 1 and 0 <= self.fade <= 1 and least >= 0 and 0 <= self.gain[0] <= self.gain[1]):
             raise ValueError(
-                "an augmentation's `share` must be in [0, 1], `hue`, `shift`, `scale`, `noise` and `patches` 0 or "
-                f"more, `gain` a range from low to high, got share={self.share}, hue={self.hue}, shift={self.shift}, "
-                f"scale={self.scale}, noise={self.noise}, patches={self.patches}, gain={self.gain}"
+                "an augmentation's `share` and `fade` must be in [0, 1], `hue`, `shift`, `scale`, `noise` and "
+                f"`patches` 0 or more, `gain` a range from low to high, got share={self.share}, fade={self.fade}, "
+                f"hue={self.hue}, shift={self.shift}, scale={self.scale}, noise={self.noise}, "
+                f"patches={self.patches}, gain={self.gain}"
             )
 
     def cannot_shift(self, spec: Spec) -> str:
@@ -111,11 +115,18 @@ class Augmentation:
         noise = self._noise(count, rng, spec) if self.noise and spec else None
         place = self._place(shift, self._scale(count, rng) * moved)
         poses = self.poses if self.shift or self.scale or self.patches else {}
-        patches = None
-        if self.patches:  # drawn last, so that without them everything else is what it was
+        # Drawn last, so that without them everything else is what it was.
+        patches = fade = None
+        if self.patches:
             shown = torch.rand(count, generator=rng) < self.share
             patches = Patches.draw(shown, self.patches, self.center, rng)
-        return Change(colours, place, poses, self.ground, noise, self.translations, patches)
+        if self.fade:
+            taken = self.fade * torch.rand(count, generator=rng) * (torch.rand(count, generator=rng) < self.share)
+            along = F.normalize(torch.randn(count, 3, generator=rng), dim=1)
+            one, every = along[:, :, None] * along[:, None, :], torch.eye(3).expand(count, 3, 3)
+            gone = torch.where(torch.rand(count, 1, 1, generator=rng) < 0.5, one, every)
+            fade = torch.eye(3) - taken[:, None, None] * gone
+        return Change(colours, place, poses, self.ground, noise, self.translations, patches, fade)
 
     def _scale(self, count: int, rng: torch.Generator) -> Tensor:
         """(count,), natural logarithms."""
@@ -144,6 +155,7 @@ class Change:
     scale, and that added. poses: of the cameras whose images have to be changed for that. ground: height of the plane
     on which the scene stands, metres; it stays. noise: (n, P) f32, added to the states, or None. translations: names of
     the action dimensions that the scale goes for. patches: of light, or None.
+    fade: (n, 3, 3) f32 matrices for the difference of each colour from the mean of its sample's pictures, or None.
     """
 
     colours: Tensor
@@ -153,12 +165,14 @@ class Change:
     noise: Tensor | None = None
     translations: tuple[str, ...] = ()
     patches: Patches | None = None
+    fade: Tensor | None = None
 
     def __getitem__(self, part: slice) -> Change:
         """What is done to some of the samples."""
-        noise = None if self.noise is None else self.noise[part]
-        patches = None if self.patches is None else self.patches[part]
-        return replace(self, colours=self.colours[part], place=self.place[part], noise=noise, patches=patches)
+        noise, patches, fade = (None if each is None else each[part] for each in (self.noise, self.patches, self.fade))
+        return replace(
+            self, colours=self.colours[part], place=self.place[part], noise=noise, patches=patches, fade=fade
+        )
 
     def images(self, camera: str, images: Tensor, told: np.ndarray | None = None) -> Tensor:
         """Images of one camera (n, ..., h, w, 3) u8 -> the same shape. told: the poses (n, ..., 8) that it had then,
@@ -179,8 +193,11 @@ class Change:
         elif self.patches is not None:
             flat = images.reshape(len(images), -1, *images.shape[-3:])
             images = self.patches.on_picture(flat).view(images.shape)
-        colours = self.colours.to(images.device).view(len(images), *[1] * (images.ndim - 3), 3, 3)
-        return (images.float() @ colours.mT).clamp(0, 255).round().to(torch.uint8)
+        shown, colours = images.float().flatten(1, -2), self.colours.to(images.device)  # (n, pixels, 3)
+        if self.fade is not None:
+            mean = shown.mean(1, keepdim=True)
+            shown = mean + (shown - mean) @ self.fade.to(images.device).mT
+        return (shown @ colours.mT).clamp(0, 255).round().to(torch.uint8).view(images.shape)
 
     def points(self, points: Tensor) -> Tensor:
         """World points (n, ..., 3) in m -> the same shape."""
