@@ -72,7 +72,7 @@ def test_the_simulator_has_the_last_word(config, recorded, frames):
     assert report["verified"] == {"asked": 4, "hold": len(holding), "ci95": report["verified"]["ci95"]}
     assert {g["seed"] for g in report["dreamt"]} == {3, 4} and len(store) == len(holding) == report["kept"] > 0
     for g in holding:
-        episode = store.read(config.name(g["number"]))
+        episode = store.read(config.env.episode_name(g["number"]))
         assert episode.source == ("sim" if frames == "simulated" else "imagined")
         assert episode.success[-1] == g["success"] and episode.seed == g["seed"]
         assert np.array_equal(episode.state[0], recorded.read(str(g["seed"])).state[0])

@@ -133,7 +133,8 @@ def test_episodes_that_cannot_be_drawn_again(config, recorded, tmp_path, reach):
 def test_a_missing_texture_is_one_line(config, recorded, tmp_path, monkeypatch):
     """A half-made episode, or an error that does not name the file."""
     monkeypatch.setattr("envs.sim.looks.xml_path_completion", lambda name: f"/nowhere/{name}")
-    refused(config, tmp_path, recorded.read(NAME), f"{NAME}.*no texture")
+    plain = replace(config, options={"looks": "plain"})  # which draws no texture of its own
+    refused(plain, tmp_path, recorded.read(NAME), f"{NAME}.*no texture")
 
 
 @pytest.mark.parametrize(

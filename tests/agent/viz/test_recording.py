@@ -86,7 +86,7 @@ def test_a_search_is_recorded(rerun, config):
     recordings = read(rerun, config.rerun)
     assert set(recordings) == {"planner 3", "planner 4"}
     for seed in (3, 4):
-        entities, episode = recordings[f"planner {seed}"], config.kept.read(config.name(seed))
+        entities, episode = recordings[f"planner {seed}"], config.kept.read(config.env.episode_name(seed))
         assert set(entities) == SEEN | IMAGINED | CONSIDERED
         decided = list(range(0, len(episode), 4))
         for camera in CAMERAS:

@@ -186,7 +186,7 @@ def test_the_arm_starts_elsewhere(monkeypatch):
     """A start that is no other one, or one from which the hand is in the table; or one in a split that keeps it."""
     monkeypatch.setattr(Renderer, "load", lambda *_: None)
     monkeypatch.setattr(FoldHalf, "observe", lambda _: {})
-    env, starts = FoldHalf(), []  # without noise on its start, unlike Lift
+    env, starts = FoldHalf(looks="plain"), []  # without noise on its start, unlike Lift
     env.reset(seed=0)
     usual = env._state()
     for split in ("seen", "unseen.camera_far", "wild", "unseen", "unseen.start"):
