@@ -72,7 +72,7 @@ def encode(frames: ImageTokenizer, episode: Episode, change: Change) -> np.ndarr
     """Image ids of an episode in each of K copies, (K, T + 1, ids), of the smallest unsigned type that holds them."""
     rows, copies = len(episode) + 1, []
     for k in range(len(change.place)):
-        own = replace(change, colours=change.colours[k : k + 1], place=change.place[k : k + 1])
+        own = change[k : k + 1]
         parts = []
         for part in (slice(start, start + IMAGES_AT_ONCE) for start in range(0, rows, IMAGES_AT_ONCE)):
             seen = []

@@ -50,8 +50,8 @@ class Augmentation:
     the same throughout a sample: numbers that no shift changes, such as the place of a thing relative to the hand, are
     else known by heart.
     patches: of other light, the most of a sample.
-    fade: the most that is taken, in shares, of how far colours lie apart, in half of the samples along one direction of
-    colour alone, another for each: things that are told from their ground by it are then hard to see.
+    fade: the most that is taken, in shares, of how far colours lie from some colour, another for each sample, and in
+    half of them along one direction of colour alone: things that are told from their ground by it are hard to see then.
     """
 
     share: float = 0.7
@@ -116,7 +116,7 @@ class Augmentation:
         place = self._place(shift, self._scale(count, rng) * moved)
         poses = self.poses if self.shift or self.scale or self.patches else {}
         # Drawn last, so that without them everything else is what it was.
-        patches = fade = None
+        patches = offset = None
         if self.patches:
             shown = torch.rand(count, generator=rng) < self.share
             patches = Patches.draw(shown, self.patches, self.center, rng)
@@ -124,9 +124,11 @@ class Augmentation:
             taken = self.fade * torch.rand(count, generator=rng) * (torch.rand(count, generator=rng) < self.share)
             along = F.normalize(torch.randn(count, 3, generator=rng), dim=1)
             one, every = along[:, :, None] * along[:, None, :], torch.eye(3).expand(count, 3, 3)
-            gone = torch.where(torch.rand(count, 1, 1, generator=rng) < 0.5, one, every)
-            fade = torch.eye(3) - taken[:, None, None] * gone
-        return Change(colours, place, poses, self.ground, noise, self.translations, patches, fade)
+            gone = taken[:, None, None] * torch.where(torch.rand(count, 1, 1, generator=rng) < 0.5, one, every)
+            towards = 255 * torch.rand(count, 3, 1, generator=rng)
+            offset = (colours @ gone @ towards)[..., 0]
+            colours = colours @ (torch.eye(3) - gone)
+        return Change(colours, place, poses, self.ground, noise, self.translations, patches, offset)
 
     def _scale(self, count: int, rng: torch.Generator) -> Tensor:
         """(count,), natural logarithms."""
@@ -155,7 +157,7 @@ class Change:
     scale, and that added. poses: of the cameras whose images have to be changed for that. ground: height of the plane
     on which the scene stands, metres; it stays. noise: (n, P) f32, added to the states, or None. translations: names of
     the action dimensions that the scale goes for. patches: of light, or None.
-    fade: (n, 3, 3) f32 matrices for the difference of each colour from the mean of its sample's pictures, or None.
+    offset: (n, 3) f32 grey levels, added to the colours after their matrices, or None.
     """
 
     colours: Tensor
@@ -165,14 +167,13 @@ class Change:
     noise: Tensor | None = None
     translations: tuple[str, ...] = ()
     patches: Patches | None = None
-    fade: Tensor | None = None
+    offset: Tensor | None = None
 
     def __getitem__(self, part: slice) -> Change:
         """What is done to some of the samples."""
-        noise, patches, fade = (None if each is None else each[part] for each in (self.noise, self.patches, self.fade))
-        return replace(
-            self, colours=self.colours[part], place=self.place[part], noise=noise, patches=patches, fade=fade
-        )
+        optional = {name: getattr(self, name) for name in ("noise", "patches", "offset")}
+        optional = {name: None if value is None else value[part] for name, value in optional.items()}
+        return replace(self, colours=self.colours[part], place=self.place[part], **optional)
 
     def images(self, camera: str, images: Tensor, told: np.ndarray | None = None) -> Tensor:
         """Images of one camera (n, ..., h, w, 3) u8 -> the same shape. told: the poses (n, ..., 8) that it had then,
@@ -194,10 +195,10 @@ class Change:
             flat = images.reshape(len(images), -1, *images.shape[-3:])
             images = self.patches.on_picture(flat).view(images.shape)
         shown, colours = images.float().flatten(1, -2), self.colours.to(images.device)  # (n, pixels, 3)
-        if self.fade is not None:
-            mean = shown.mean(1, keepdim=True)
-            shown = mean + (shown - mean) @ self.fade.to(images.device).mT
-        return (shown @ colours.mT).clamp(0, 255).round().to(torch.uint8).view(images.shape)
+        shown = shown @ colours.mT
+        if self.offset is not None:
+            shown = shown + self.offset.to(images.device)[:, None]
+        return shown.clamp(0, 255).round().to(torch.uint8).view(images.shape)
 
     def points(self, points: Tensor) -> Tensor:
         """World points (n, ..., 3) in m -> the same shape."""

@@ -66,10 +66,11 @@ def test_unchanged_copies_train_as_memory_does(config, tmp_path, extra):
     assert told == {"meta.json", "manifest.json"}, "nothing but their fingerprints differs"
 
 
-def test_each_copy_tells_one_story(config, tmp_path):
-    """Catches images of one copy beside the state of another, a change within an episode, held-out episodes that are
-    changed, and epochs that show one copy alone."""
-    augment = replace(config.augment, share=1.0, noise=0.1, scale=0.3)
+def test_each_copy_tells_one_story(config, tmp_path, monkeypatch):
+    """Catches images of one copy beside the state or under the light of another, a change within an episode, held-out
+    episodes that are changed, and epochs that show one copy alone."""
+    monkeypatch.setattr(tokenize, "IMAGES_AT_ONCE", 8)
+    augment = replace(config.augment, share=1.0, noise=0.1, scale=0.3, patches=3, fade=0.8)
     tokenize.run(replace(read(tmp_path, "copies=3", "shard_mib=0.001"), augment=augment))
     settings = replace(config, augment=augment)
     memory = train.prepare(settings, CPU)
@@ -81,7 +82,7 @@ def test_each_copy_tells_one_story(config, tmp_path):
         unit = replace(SPEC, state=tuple(replace(part, low=0.0, high=1.0) for part in SPEC.state))
         change = augment.draw(3, rng, unit)
         change = replace(change, noise=change.noise * torch.from_numpy(spread))
-        own = replace(change, **{n: getattr(change, n)[k : k + 1] for n in ("colours", "place", "noise")})
+        own = change[k : k + 1]
         expected = memory.train.batch(np.array([57 + start]), 2, own)
         same(disk.train.batch(np.array([k * len(disk.train) + 57 + start]), 2), expected)
     with pytest.raises(ValueError, match="each copy has its own"):
